@@ -3,8 +3,13 @@ module github.com/mailspine/mailspine
 go 1.25.0
 
 require (
+	github.com/google/go-cmp v0.7.0
+	github.com/miekg/dns v1.1.73
 	golang.org/x/net v0.58.0
 	pgregory.net/rapid v1.3.0
 )
 
-require golang.org/x/text v0.41.0 // indirect
+require (
+	golang.org/x/sys v0.47.0 // indirect
+	golang.org/x/text v0.41.0 // indirect
+)
