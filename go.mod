@@ -3,6 +3,7 @@ module github.com/mailspine/mailspine
 go 1.25.0
 
 require (
+	github.com/emersion/go-msgauth v0.7.0
 	github.com/google/go-cmp v0.7.0
 	github.com/miekg/dns v1.1.73
 	golang.org/x/net v0.58.0
@@ -10,6 +11,7 @@ require (
 )
 
 require (
+	golang.org/x/crypto v0.55.0 // indirect
 	golang.org/x/sys v0.47.0 // indirect
 	golang.org/x/text v0.41.0 // indirect
 )
