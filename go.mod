@@ -3,6 +3,7 @@ module github.com/mailspine/mailspine
 go 1.25.0
 
 require (
+	github.com/emersion/go-message v0.18.2
 	github.com/emersion/go-msgauth v0.7.0
 	github.com/google/go-cmp v0.7.0
 	github.com/miekg/dns v1.1.73
