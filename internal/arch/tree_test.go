@@ -32,8 +32,10 @@ type pkg struct {
 
 func (p *pkg) path() string { return path.Join(module, p.dir) }
 
-func (p *pkg) isMain() bool     { return p.name == "main" }
-func (p *pkg) isInternal() bool { return strings.HasPrefix(p.dir, "internal/") }
+func (p *pkg) isMain() bool { return p.name == "main" }
+func (p *pkg) isInternal() bool {
+	return strings.HasPrefix(p.dir, "internal/") || strings.Contains(p.dir, "/internal/")
+}
 
 // isKit tells the packages that serve tests: xxxtest.
 func isKit(dir string) bool { return strings.HasSuffix(dir, "test") }

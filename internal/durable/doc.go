@@ -1,0 +1,35 @@
+// Package durable is the only code of this module that makes data survive a
+// crash: everything that must last is written through it, so that every call
+// can be made to fail, and the power to be cut at every call, in one place (see
+// package durabletest).
+//
+// It has three layers:
+//
+//   - [FS] and [File], the few operations on files whose order decides what
+//     survives, and [OS], which is the operating system's;
+//   - [WriteFile] and [Create], for whole files: written under a temporary
+//     name, synced, renamed, and the directory synced;
+//   - [Log], an append-only file of checksummed records with group commit: all
+//     who wait share one fdatasync, and a lone writer waits for nobody.
+//
+// # What is promised
+//
+// Data is durable when File.Sync returned nil, and a name when FS.SyncDir of its
+// directory did. Nothing else is relied upon: not that a rename reaches the disk before
+// or after the data it names, not that writes reach it in order, not that a
+// sector is written whole unless it was synced.
+//
+// # Failed syncs
+//
+// After a failed sync the kernel may have thrown the data away and marked it clean, and a
+// second sync would then report success for data that is lost. So a sync is never
+// repeated: a Log whose sync failed refuses everything from then on ([ErrFailed]), until
+// the file is opened again and what is really on the disk is read back.
+//
+// # Other systems
+//
+// On Linux data is synced with fdatasync, on Darwin with F_FULLFSYNC, elsewhere
+// with what os.File.Sync does. Windows cannot sync a directory; there the names of new
+// files are as durable as NTFS's own journal makes them. Locks are flock on
+// Unix and LockFileEx on Windows.
+package durable
