@@ -1,0 +1,57 @@
+package smtpd
+
+import (
+	"strings"
+	"time"
+
+	"github.com/mailspine/mailspine"
+)
+
+// Received returns the trace field for a message that by took (RFC 5321 section
+// 4.4): from whom, with which protocol (RFC 3848) and TLS, under which ID, when,
+// and for whom if there is one recipient only, lest one learn of the others.
+// proto and TLS come from env.Origin; a HELO that is no domain becomes "unknown".
+func Received(env *mailspine.Envelope, by string, now time.Time) []byte {
+	o := env.Origin
+	var b strings.Builder
+	b.WriteString("Received: from " + traceName(o.Helo, env.UTF8))
+	if a := o.Addr.Addr(); a.IsValid() {
+		lit := "[" + a.Unmap().WithZone("").String() + "]"
+		if !a.Unmap().Is4() {
+			lit = "[IPv6:" + a.WithZone("").String() + "]"
+		}
+		b.WriteString(" (" + lit + ")")
+	}
+	b.WriteString("\r\n\tby " + traceName(by, env.UTF8))
+	if o.Proto != "" {
+		b.WriteString(" with " + traceName(o.Proto, false))
+	}
+	if o.TLS.Version != "" {
+		b.WriteString("\r\n\t(" + comment(o.TLS.Version+" "+o.TLS.Cipher) + ")")
+	}
+	b.WriteString("\r\n\tid " + traceName(string(env.ID), false))
+	if len(env.Recipients) == 1 {
+		if a := env.Recipients[0].Address; a.IsASCII() || env.UTF8 {
+			b.WriteString("\r\n\tfor " + a.Path())
+		}
+	}
+	b.WriteString(";\r\n\t" + now.Format("Mon, 02 Jan 2006 15:04:05 -0700") + "\r\n")
+	return []byte(b.String())
+}
+
+// traceName makes sure that nothing foreign breaks the syntax of the field.
+func traceName(s string, utf8 bool) string {
+	if !validHelo(s) || !utf8 && printable(s) != s {
+		return "unknown"
+	}
+	return s
+}
+
+func comment(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '(' || r == ')' || r == '\\' {
+			return '?'
+		}
+		return r
+	}, printable(strings.TrimSpace(s)))
+}
