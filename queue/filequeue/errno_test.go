@@ -1,0 +1,8 @@
+package filequeue
+
+import "syscall"
+
+const (
+	noSpace = syscall.ENOSPC
+	ioError = syscall.EIO
+)

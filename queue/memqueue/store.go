@@ -1,0 +1,471 @@
+package memqueue
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/queue"
+)
+
+// The defaults of Options.
+const (
+	DefaultMaxMessages   = 100_000
+	DefaultMaxBytes      = 256 << 20
+	DefaultMaxTombstones = 1_000_000
+)
+
+// Options bound a Store. The zero value, and nil, mean the defaults.
+type Options struct {
+	// MaxMessages is how many messages are stored at most; 0: DefaultMaxMessages.
+	MaxMessages int
+	// MaxBytes is how many octets of content are stored at most; 0: DefaultMaxBytes.
+	MaxBytes int64
+	// MaxTombstones is how many IDs of finished messages are remembered at most.
+	// Beyond it the oldest are forgotten before queue.TombstoneTTL is over; 0:
+	// DefaultMaxTombstones.
+	MaxTombstones int
+}
+
+// A Store keeps messages in memory. It is made by [New].
+//
+// What a settlement emits is never refused for being over the limits: a report
+// takes the place of the recipients that it is about, so that the overshoot is
+// bounded by the number of items stored.
+type Store struct {
+	limits Options
+
+	mu       sync.Mutex
+	closed   bool
+	ops      sync.WaitGroup // operations under way; added to only with mu held and not closed
+	changed  chan struct{}  // closed and replaced when something may have become due
+	messages map[mailspine.MsgID]*message
+	items    map[queue.ItemID]*item
+	lastItem queue.ItemID
+	bytes    int64 // of stored content and of content that is being read
+	reading  int   // messages that are being read, which count as stored
+	sched    schedule
+
+	tombstones map[mailspine.MsgID]struct{}
+	graves     []grave // in the order of their end
+}
+
+var (
+	_ queue.Store         = (*Store)(nil)
+	_ queue.Inspector     = (*Store)(nil)
+	_ queue.Waiter        = (*Store)(nil)
+	_ queue.HealthChecker = (*Store)(nil)
+)
+
+type grave struct {
+	id  mailspine.MsgID
+	end time.Time
+}
+
+type message struct {
+	env   *mailspine.Envelope // ours, never modified
+	body  []byte              // never modified, so readers outlive the message
+	items int                 // those that are left
+	put   time.Time
+}
+
+type recipient struct {
+	index  int
+	last   queue.Result
+	warned bool
+}
+
+// New returns an empty Store. nil options are the defaults.
+func New(o *Options) *Store {
+	s := &Store{
+		changed:    make(chan struct{}),
+		messages:   map[mailspine.MsgID]*message{},
+		items:      map[queue.ItemID]*item{},
+		tombstones: map[mailspine.MsgID]struct{}{},
+	}
+	if o != nil {
+		s.limits = *o
+	}
+	if s.limits.MaxMessages <= 0 {
+		s.limits.MaxMessages = DefaultMaxMessages
+	}
+	if s.limits.MaxBytes <= 0 {
+		s.limits.MaxBytes = DefaultMaxBytes
+	}
+	if s.limits.MaxTombstones <= 0 {
+		s.limits.MaxTombstones = DefaultMaxTombstones
+	}
+	s.sched.init()
+	return s
+}
+
+// begin starts an operation, which ends with s.ops.Done. On success it returns
+// with s.mu held.
+func (s *Store) begin(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return queue.ErrClosed
+	}
+	s.ops.Add(1)
+	return nil
+}
+
+func (s *Store) notify() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Close ends the store and forgets all that is in it. It implements queue.Store.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		s.notify()
+	}
+	s.mu.Unlock()
+	s.ops.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.messages, s.items, s.tombstones, s.graves = nil, nil, nil, nil
+	s.sched = schedule{}
+	return nil
+}
+
+// Put implements queue.Store. Its nil promises memory only.
+func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content) error {
+	if err := check(m, msg); err != nil {
+		return err
+	}
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	defer s.ops.Done()
+	id, size := m.Envelope.ID, msg.Size()
+	s.bury(time.Now())
+	if s.known(id) {
+		s.mu.Unlock()
+		return nil
+	}
+	if err := s.full(size); err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	// The content is read without the lock; what it takes is reserved.
+	s.bytes += size
+	s.reading++
+	s.mu.Unlock()
+	body, err := mailspine.ReadContent(ctx, msg, size)
+	if err == nil {
+		err = ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes -= size
+	s.reading--
+	if err != nil {
+		return fmt.Errorf("memqueue: reading message %s: %w", id, err)
+	}
+	if !s.known(id) { // another Put may have been faster
+		s.insert(m, body)
+		s.notify()
+	}
+	return nil
+}
+
+// check finds what makes a message no message.
+func check(m queue.Message, msg mailspine.Content) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: "+format, append([]any{queue.ErrBadMessage}, args...)...)
+	}
+	if m.Envelope == nil || msg == nil {
+		return bad("no envelope, or no content")
+	}
+	if err := m.Envelope.Validate(); err != nil {
+		return bad("%w", err)
+	}
+	if m.Envelope.ID == "" {
+		return bad("Envelope.ID is empty")
+	}
+	if msg.Size() < 0 {
+		return bad("the content has a negative size")
+	}
+	seen := make([]bool, len(m.Envelope.Recipients))
+	n := 0
+	for _, it := range m.Items {
+		if len(it.Recipients) == 0 {
+			return bad("the item for %q has no recipients", it.Route)
+		}
+		for _, i := range it.Recipients {
+			if i < 0 || i >= len(seen) || seen[i] {
+				return bad("recipient %d is in more than one item, or does not exist", i)
+			}
+			seen[i] = true
+			n++
+		}
+	}
+	if n != len(seen) {
+		return bad("%d of %d recipients are in no item", len(seen)-n, len(seen))
+	}
+	return nil
+}
+
+// known reports whether id is stored or has a tombstone.
+func (s *Store) known(id mailspine.MsgID) bool {
+	_, stored := s.messages[id]
+	_, dead := s.tombstones[id]
+	return stored || dead
+}
+
+// bury forgets the tombstones that have had their time, or are too many.
+func (s *Store) bury(now time.Time) {
+	n := 0
+	for n < len(s.graves) && (now.After(s.graves[n].end) || len(s.graves)-n > s.limits.MaxTombstones) {
+		delete(s.tombstones, s.graves[n].id)
+		n++
+	}
+	s.graves = s.graves[n:]
+}
+
+// full returns an error if there is no room for a message of size more octets.
+func (s *Store) full(size int64) error {
+	var why string
+	switch {
+	case len(s.messages)+s.reading >= s.limits.MaxMessages:
+		why = fmt.Sprintf("memqueue: full at %d messages", s.limits.MaxMessages)
+	case size > s.limits.MaxBytes-s.bytes:
+		why = fmt.Sprintf("memqueue: %d more octets would pass %d", size, s.limits.MaxBytes)
+	default:
+		return nil
+	}
+	return mailspine.Errorf(452, "4.3.1", "Insufficient system storage").WithCause(errors.New(why))
+}
+
+func (s *Store) insert(m queue.Message, body []byte) {
+	now := time.Now()
+	msg := &message{env: m.Envelope.Clone(), body: body, items: len(m.Items), put: now}
+	s.messages[msg.env.ID] = msg
+	s.bytes += int64(len(body))
+	for _, n := range m.Items {
+		s.lastItem++
+		it := &item{id: s.lastItem, msg: msg, route: n.Route}
+		for _, i := range n.Recipients {
+			it.rcpts = append(it.rcpts, recipient{index: i})
+		}
+		slices.SortFunc(it.rcpts, func(a, b recipient) int { return a.index - b.index })
+		s.items[it.id] = it
+		if m.Hold != "" {
+			it.reason = m.Hold
+			s.sched.hold(it)
+			continue
+		}
+		s.sched.wait(it, now.Add(max(0, m.Delay)), waiting)
+	}
+}
+
+// Lease implements queue.Store.
+func (s *Store) Lease(ctx context.Context, req queue.LeaseRequest) ([]queue.Lease, error) {
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer s.ops.Done()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.sched.promote(now)
+	items := s.sched.take(max(1, req.Max), req.Exclude)
+	leases := make([]queue.Lease, 0, len(items))
+	for _, it := range items {
+		it.epoch++
+		s.sched.wait(it, now.Add(leaseTTL(req.TTL)), leased)
+		env, states := it.open()
+		leases = append(leases, queue.Lease{
+			Token: queue.Token{Item: it.id, Epoch: it.epoch}, Route: it.route,
+			Envelope: env, Recipients: states,
+			Attempts: it.attempts, Age: now.Sub(it.msg.put), Size: int64(len(it.msg.body)),
+		})
+	}
+	return leases, nil
+}
+
+func leaseTTL(ttl time.Duration) time.Duration {
+	if ttl <= 0 {
+		return queue.DefaultLeaseTTL
+	}
+	return ttl
+}
+
+// held returns the item of a lease that is held, or nil.
+func (s *Store) held(t queue.Token, now time.Time) *item {
+	it := s.items[t.Item]
+	if it == nil || it.state != leased || it.epoch != t.Epoch || !now.Before(it.due) {
+		return nil
+	}
+	return it
+}
+
+// Extend implements queue.Store. A ttl of 0 is queue.DefaultLeaseTTL.
+func (s *Store) Extend(ctx context.Context, ttl time.Duration, tokens ...queue.Token) (lost []queue.Token, err error) {
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer s.ops.Done()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, t := range tokens {
+		if it := s.held(t, now); it != nil {
+			s.sched.remove(it)
+			s.sched.wait(it, now.Add(leaseTTL(ttl)), leased)
+		} else {
+			lost = append(lost, t)
+		}
+	}
+	s.notify() // a shortened lease may be the next to end
+	return lost, nil
+}
+
+// Settle implements queue.Store.
+func (s *Store) Settle(ctx context.Context, settlements ...queue.Settlement) ([]error, error) {
+	// Emissions are read before the lock is taken: their content may come from
+	// this store.
+	bodies := make([][][]byte, len(settlements))
+	errs := make([]error, len(settlements))
+	for i, st := range settlements {
+		for _, e := range st.Emit {
+			if errs[i] = check(e.Message, e.Content); errs[i] != nil {
+				break
+			}
+			body, err := mailspine.ReadContent(ctx, e.Content, e.Content.Size())
+			if err != nil {
+				errs[i] = fmt.Errorf("memqueue: reading message %s: %w", e.Message.Envelope.ID, err)
+				break
+			}
+			bodies[i] = append(bodies[i], body)
+		}
+	}
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer s.ops.Done()
+	defer s.mu.Unlock()
+	for i, st := range settlements {
+		if errs[i] == nil {
+			errs[i] = s.settle(st, bodies[i])
+		}
+	}
+	s.notify()
+	return errs, nil
+}
+
+func (s *Store) settle(st queue.Settlement, bodies [][]byte) error {
+	now := time.Now()
+	it := s.held(st.Token, now)
+	if it == nil {
+		return queue.ErrLeaseLost
+	}
+	if len(st.Results) != len(it.rcpts) {
+		return fmt.Errorf("memqueue: settlement has %d results for %d recipients", len(st.Results), len(it.rcpts))
+	}
+	for _, r := range st.Results {
+		if r.State > queue.Failed {
+			return fmt.Errorf("memqueue: settlement with the unknown state %d", r.State)
+		}
+	}
+	s.sched.remove(it)
+	it.attempts++
+	open := it.rcpts[:0]
+	for i, r := range it.rcpts {
+		if res := st.Results[i]; res.State == queue.Open {
+			r.warned = r.warned || res.Warned
+			r.last = keep(res)
+			r.last.Warned = r.warned
+			open = append(open, r)
+		}
+	}
+	clear(it.rcpts[len(open):])
+	it.rcpts = open
+	if len(open) > 0 {
+		it.reason = ""
+		s.sched.wait(it, now.Add(max(0, st.Delay)), waiting)
+	} else {
+		s.finish(it, now)
+	}
+	s.bury(now)
+	for i, e := range st.Emit {
+		if !s.known(e.Message.Envelope.ID) {
+			s.insert(e.Message, bodies[i])
+		}
+	}
+	return nil
+}
+
+// keep returns what is remembered of a result: of the cause its text only.
+func keep(r queue.Result) queue.Result {
+	if r.Status != nil {
+		c := *r.Status
+		if c.Err != nil {
+			c.Err = errors.New(c.Err.Error())
+		}
+		r.Status = &c
+	}
+	return r
+}
+
+// finish removes an item whose recipients are all done, and its message after
+// the last item.
+func (s *Store) finish(it *item, now time.Time) {
+	delete(s.items, it.id)
+	m := it.msg
+	if m.items--; m.items > 0 {
+		return
+	}
+	delete(s.messages, m.env.ID)
+	s.bytes -= int64(len(m.body))
+	s.tombstones[m.env.ID] = struct{}{}
+	s.graves = append(s.graves, grave{m.env.ID, now.Add(queue.TombstoneTTL)})
+}
+
+// Abandon implements queue.Store.
+func (s *Store) Abandon(ctx context.Context, delay time.Duration, reason string, tokens ...queue.Token) error {
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	defer s.ops.Done()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, t := range tokens {
+		if it := s.held(t, now); it != nil {
+			s.sched.remove(it)
+			it.reason = reason
+			s.sched.wait(it, now.Add(max(0, delay)), waiting)
+		}
+	}
+	s.notify()
+	return nil
+}
+
+// Open implements queue.Store.
+func (s *Store) Open(ctx context.Context, id mailspine.MsgID) (io.ReadCloser, error) {
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer s.ops.Done()
+	defer s.mu.Unlock()
+	m := s.messages[id]
+	if m == nil {
+		return nil, fmt.Errorf("memqueue: message %s: %w", id, queue.ErrNotFound)
+	}
+	return reader{bytes.NewReader(m.body)}, nil
+}
+
+type reader struct{ *bytes.Reader }
+
+func (reader) Close() error { return nil }

@@ -1,0 +1,296 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/mailspine/mailspine"
+)
+
+// The defaults of a Queue's fields.
+const (
+	DefaultConcurrency = 32
+	DefaultPerRoute    = 8
+	DefaultWarnAfter   = 4 * time.Hour
+	DefaultGrace       = 30 * time.Second
+	DefaultPoll        = time.Second
+	DefaultMaxHops     = 100 // RFC 5321 section 6.3: "normally at least 100"
+	DefaultMaxReturn   = 256 << 10
+)
+
+// The errors of a Queue, matched with errors.Is.
+var (
+	ErrNoStore = errors.New("queue: Queue.Store is nil")
+	ErrNoNext  = errors.New("queue: Queue.Next is nil")
+	ErrRunning = errors.New("queue: Run is running already")
+)
+
+// A Queue takes responsibility for messages, and passes them on. The zero value is
+// safe: without a Store, Deliver and Run return ErrNoStore. Fields must not be
+// changed once the Queue is in use. All methods are safe for concurrent use.
+type Queue struct {
+	// Store keeps the messages. The Queue does not close it. Required.
+	Store Store
+	// Next is where messages go. It is called with a context that carries a
+	// mailspine.Attempt and is done when the lease is lost or Grace is over.
+	// Required for Run.
+	Next mailspine.Deliverer
+
+	// Router says which recipients go together; nil: those of a domain, see DomainRoute.
+	Router Router
+	// Gate says which routes can be served now; nil: all.
+	Gate Gate
+	// Retry says when to try again and when to give up; nil: DefaultRetry{}.
+	Retry RetryPolicy
+
+	// Notifications takes delivery status notifications, so that they can be
+	// signed like other mail. It is called before the result that it tells of is
+	// settled, and should be idempotent by Envelope.ID, as a Queue is. What it
+	// refuses, the queue stores itself. nil: the queue itself, in the same
+	// atomic step as the result.
+	Notifications mailspine.Deliverer
+	// Hostname is the name of this system in notifications (Reporting-MTA); "":
+	// os.Hostname.
+	Hostname string
+	// WarnAfter is the age of a message at which the sender is told that it is
+	// delayed, with the next attempt that fails; 0: DefaultWarnAfter, negative: never.
+	WarnAfter time.Duration
+	// MaxReturn is the size up to which a notification returns a whole message to
+	// a sender who asked for that (RET=FULL), in octets; 0: DefaultMaxReturn,
+	// negative: never. Otherwise the header is returned.
+	MaxReturn int64
+
+	// Concurrency is how many items are delivered at the same time; 0: DefaultConcurrency.
+	Concurrency int
+	// PerRoute is how many items of one route are; 0: DefaultPerRoute.
+	PerRoute int
+	// LeaseTTL is how long items stay with a process that died; 0: DefaultLeaseTTL.
+	// Leases are renewed while a delivery runs, so it does not bound that.
+	LeaseTTL time.Duration
+	// Poll is how often a Store is asked that is no Waiter; 0: DefaultPoll.
+	Poll time.Duration
+	// Grace is how long deliveries may go on when Run's context is done; 0:
+	// DefaultGrace, negative: not at all.
+	Grace time.Duration
+
+	// MaxHops is how many Received fields a message may have before it counts as
+	// looping, and is refused with 554 5.4.6; 0: DefaultMaxHops, negative: any
+	// number.
+	MaxHops int
+
+	Logger     *slog.Logger          // nil: slog.Default
+	Trace      *Trace                // nil: none
+	Outcomes   mailspine.OutcomeSink // is told the outcome of each attempt; nil: none
+	Classifier mailspine.Classifier  // finds the Cause in Outcomes; nil: it stays unknown, but for expiry
+	Now        func() time.Time      // for the dates in notifications and for instants in envelopes and holds; nil: time.Now
+	Rand       func() float64        // from [0, 1), for jitter; nil: math/rand/v2
+
+	mu       sync.Mutex
+	active   bool                   // Run is running
+	running  map[*delivery]struct{} // at most Concurrency
+	perRoute map[Route]int          // of running
+	holds    map[Route]time.Time    // routes that the Gate holds; at most maxHolds
+	wake     chan struct{}          // capacity 1: something changed for the loop
+	counters counters
+}
+
+var (
+	_ mailspine.Deliverer = (*Queue)(nil)
+	_ mailspine.Stager    = (*Queue)(nil)
+)
+
+func (q *Queue) logger() *slog.Logger {
+	if q.Logger != nil {
+		return q.Logger
+	}
+	return slog.Default()
+}
+
+func (q *Queue) trace() *Trace {
+	if q.Trace != nil {
+		return q.Trace
+	}
+	return &Trace{}
+}
+
+func (q *Queue) now() time.Time {
+	if q.Now != nil {
+		return q.Now()
+	}
+	return time.Now()
+}
+
+func (q *Queue) random() float64 {
+	if q.Rand != nil {
+		return q.Rand()
+	}
+	return rand.Float64()
+}
+
+func (q *Queue) hostname() string {
+	if q.Hostname != "" {
+		return q.Hostname
+	}
+	if h, err := os.Hostname(); err == nil && h != "" {
+		return h
+	}
+	return "localhost"
+}
+
+// orDefault is for fields whose zero means a default.
+func orDefault[T int | int64 | time.Duration](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}
+
+// Deliver stores a message. When it returns nil, it is stored as durably as the
+// Store promises, for all recipients: it is all or nothing. An envelope without
+// an ID gets a new one; a message whose ID the Store knows is not stored again.
+// A message with HoldUntil is not tried before that.
+//
+// An envelope that is not valid is refused with 554 5.5.4, a message that loops with
+// 554 5.4.6. If the Router has a way to none of the recipients, its first error is
+// returned; if it has one to some, the others are reported to the sender.
+func (q *Queue) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content) error {
+	if q.Store == nil {
+		return ErrNoStore
+	}
+	err := q.put(ctx, env, msg)
+	if err != nil {
+		q.counters.refused.Add(1)
+		return err
+	}
+	q.counters.queued.Add(1)
+	return nil
+}
+
+func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content) error {
+	if err := env.Validate(); err != nil {
+		return mailspine.Errorf(554, "5.5.4", "Invalid envelope").WithCause(fmt.Errorf("queue: %w", err))
+	}
+	if env.ID == "" {
+		env = env.Clone()
+		env.ID = mailspine.NewMsgID()
+	}
+	if err := q.checkHops(ctx, msg); err != nil {
+		return err
+	}
+	items, refused, err := q.split(ctx, env)
+	if err != nil {
+		return err
+	}
+	if refused != nil {
+		return refused
+	}
+	m := Message{Envelope: env, Items: items}
+	if !env.HoldUntil.IsZero() {
+		m.Delay = max(0, env.HoldUntil.Sub(q.now()))
+	}
+	if err := q.Store.Put(ctx, m, msg); err != nil {
+		return fmt.Errorf("queue: storing message %s: %w", env.ID, err)
+	}
+	q.logger().InfoContext(ctx, "queued", "id", env.ID, "from", env.From.String(), "recipients", len(env.Recipients),
+		"items", len(items), "size", msg.Size(), "delay", m.Delay)
+	if f := q.trace().Queued; f != nil {
+		f(ctx, QueuedInfo{Envelope: env, Items: items, Size: msg.Size(), Delay: m.Delay})
+	}
+	return nil
+}
+
+// split makes the items of a message. refused is the first error of the Router
+// if it has a way to nobody; err is a temporary one.
+func (q *Queue) split(ctx context.Context, env *mailspine.Envelope) (items []NewItem, refused, err error) {
+	at := map[Route]int{}
+	ways := 0
+	for i, rcpt := range env.Recipients {
+		route, rerr := q.route(ctx, env, rcpt)
+		switch {
+		case rerr == nil:
+			ways++
+		case mailspine.Status(rerr).Temporary():
+			return nil, nil, fmt.Errorf("queue: routing %s: %w", rcpt.Address.Path(), rerr)
+		default:
+			// It is asked again when the item is leased, and then fails this
+			// recipient alone.
+			if refused == nil {
+				refused = rerr
+			}
+			route = DomainRoute(rcpt)
+		}
+		n, ok := at[route]
+		if !ok {
+			n = len(items)
+			at[route] = n
+			items = append(items, NewItem{Route: route})
+		}
+		items[n].Recipients = append(items[n].Recipients, i)
+	}
+	if ways > 0 {
+		refused = nil
+	}
+	return items, refused, nil
+}
+
+func (q *Queue) route(ctx context.Context, env *mailspine.Envelope, rcpt mailspine.Recipient) (Route, error) {
+	if q.Router == nil {
+		return DomainRoute(rcpt), nil
+	}
+	return q.Router.Route(ctx, env, rcpt)
+}
+
+// checkHops refuses what has passed through too many systems (RFC 5321 section
+// 6.3). A header that cannot be read is somebody else's problem.
+func (q *Queue) checkHops(ctx context.Context, msg mailspine.Content) error {
+	limit := orDefault(q.MaxHops, DefaultMaxHops)
+	if limit < 0 {
+		return nil
+	}
+	h, err := mailspine.ReadHeader(ctx, msg, 0)
+	if err != nil {
+		if errors.Is(err, mailspine.ErrHeaderTooLarge) {
+			return nil
+		}
+		return fmt.Errorf("queue: reading the header: %w", err)
+	}
+	hops := 0
+	for _, f := range h.Fields {
+		if f.Is("Received") {
+			hops++
+		}
+	}
+	if hops > limit {
+		return mailspine.Errorf(554, "5.4.6", "Too many hops, the message loops").WithCause(fmt.Errorf("queue: %d Received fields", hops))
+	}
+	return nil
+}
+
+// Stage implements mailspine.Stager: with the Store if it is one, so that what
+// arrives is written once, and otherwise as a mailspine.SpoolStager does.
+func (q *Queue) Stage(ctx context.Context, size int64) (mailspine.Stage, error) {
+	if s, ok := q.Store.(mailspine.Stager); ok {
+		return s.Stage(ctx, size)
+	}
+	return (&mailspine.SpoolStager{}).Stage(ctx, size)
+}
+
+// storedContent is a message in a store.
+type storedContent struct {
+	store Store
+	id    mailspine.MsgID
+	size  int64
+}
+
+func (c storedContent) Size() int64 { return c.size }
+
+func (c storedContent) Open(ctx context.Context) (io.ReadCloser, error) {
+	return c.store.Open(ctx, c.id)
+}

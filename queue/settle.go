@@ -1,0 +1,276 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/mailspine/mailspine"
+)
+
+// maxText bounds replies and error texts that are stored, in octets.
+const maxText = 1000
+
+// line makes one line of valid UTF-8, at most max octets long, of a text that a stranger may have
+// written.
+func line(s string, max int) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }), " ")
+	if len(s) > max {
+		for max > 0 && !utf8.RuneStart(s[max]) {
+			max--
+		}
+		s = s[:max]
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// A verdict is what the queue makes of one recipient's result.
+type verdict struct {
+	result  Result
+	cause   mailspine.Cause
+	skipped bool // given back: nothing was attempted
+	expired bool
+	warn    bool // the sender is told of the delay now
+}
+
+// conclude makes results of errors, and settles them. It reports whether the
+// lease has been dealt with.
+//
+// If all recipients were given back (NotNow), so is the item, and no attempt is
+// counted. If only some were, they stay open with what was remembered of them, and
+// wait with those that were refused for now, for as long as the policy says; if there are
+// none of these, until the time that NotNow says. The attempt is
+// counted then, because it was one for the others.
+func (q *Queue) conclude(ctx context.Context, d *delivery, errs mailspine.RecipientErrors, receipts []mailspine.Receipt, took time.Duration) bool {
+	attempt := d.lease.Attempts + 1
+	all := true // given back
+	var later time.Duration
+	var reason string
+	for _, err := range errs {
+		nn := notNow(err)
+		if nn == nil {
+			all = false
+			continue
+		}
+		wait := holdUnknown
+		switch {
+		case errors.Is(context.Cause(ctx), errShutdown):
+			wait = 0 // somebody else may go on at once
+		case !nn.Until.IsZero():
+			// An Until that has passed must not make us spin.
+			wait = max(nn.Until.Sub(q.now()), minWait)
+		}
+		if reason == "" || wait < later {
+			later = wait
+			reason = Hold{Reason: line(nn.Reason, maxText), Rule: line(nn.Rule, maxText)}.String()
+			if reason == "" {
+				reason = "not now"
+			}
+		}
+	}
+	tried := attempt
+	if all {
+		tried = d.lease.Attempts
+	}
+	delay, more := q.retry(ctx, d, tried)
+	if all && more {
+		return q.giveBack(ctx, d, later, reason, false)
+	}
+
+	verdicts := make([]verdict, len(errs))
+	deferred := false
+	for i, err := range errs {
+		v := &verdicts[i]
+		v.result = Result{Receipt: receipts[i], Warned: d.lease.Recipients[i].Warned}
+		nn := notNow(err)
+		switch {
+		case err == nil:
+			v.result.State = Delivered
+			continue
+		case nn != nil && more:
+			v.skipped = true
+			v.result = d.lease.Recipients[i].Last
+			v.result.State = Open
+			v.result.Warned = d.lease.Recipients[i].Warned
+			continue
+		}
+		st := mailspine.Status(err)
+		st.Message = line(st.Message, maxText)
+		st.Err = errors.New(line(err.Error(), maxText))
+		v.result.Status = st
+		v.cause = q.classify(ctx, d, st, receipts[i])
+		switch {
+		case !st.Temporary():
+			v.result.State = Failed
+		case !more:
+			v.result.State = Failed
+			v.expired = true
+			v.cause = mailspine.CauseExpired
+			if nn != nil && d.lease.Recipients[i].Last.Status != nil {
+				// The last refusal tells more than that it was not tried since.
+				st = d.lease.Recipients[i].Last.Status
+				v.result.Receipt = d.lease.Recipients[i].Last.Receipt
+			}
+			v.result.Status = expired(st)
+		default:
+			v.result.State = Open
+			deferred = true
+		}
+	}
+	if !deferred {
+		delay = min(later, maxDelay)
+	}
+	q.warn(d, verdicts)
+	return q.settle(ctx, d, verdicts, delay, took)
+}
+
+// expired is the status of a recipient that was refused for now once too often
+// (RFC 3463 section 3.5, X.4.7).
+func expired(last *mailspine.Error) *mailspine.Error {
+	msg := "Delivery time expired"
+	if last != nil {
+		msg += "; the last answer was: " + last.Reply()
+	}
+	e := mailspine.Errorf(554, "5.4.7", "%s", line(msg, maxText))
+	if last != nil {
+		e.Err = last.Err
+	}
+	return e
+}
+
+func (q *Queue) classify(ctx context.Context, d *delivery, st *mailspine.Error, r mailspine.Receipt) (cause mailspine.Cause) {
+	if q.Classifier == nil {
+		return mailspine.CauseUnknown
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			q.panicked(ctx, d, "Classifier", p)
+			cause = mailspine.CauseUnknown
+		}
+	}()
+	return q.Classifier.Classify(st, r)
+}
+
+// settle records the results, and tells of them. A store that fails is tried
+// again while the lease lasts, which is renewed all the time: what is known must not be
+// delivered again.
+func (q *Queue) settle(ctx context.Context, d *delivery, verdicts []verdict, delay, took time.Duration) bool {
+	s := Settlement{Token: d.lease.Token, Results: make([]Result, len(verdicts)), Delay: delay}
+	for i, v := range verdicts {
+		s.Results[i] = v.result
+	}
+	// The result is recorded even if Run is ending.
+	sctx := context.WithoutCancel(ctx)
+	note := q.notification(ctx, d, verdicts, delay)
+	if note != nil && !q.notify(ctx, note) {
+		s.Emit = []Emission{note.emission(sctx, q)}
+	}
+	for failures := 0; ; {
+		errs, err := q.Store.Settle(sctx, s)
+		if err == nil && len(errs) == 1 {
+			err = errs[0]
+		} else if err == nil {
+			err = fmt.Errorf("queue: the store settled %d of 1", len(errs))
+		}
+		if err == nil {
+			break
+		}
+		if errors.Is(err, ErrLeaseLost) || d.isLost() {
+			q.lostLease(ctx, d, taken(verdicts))
+			return true
+		}
+		q.counters.storeErrors.Add(1)
+		q.logger().ErrorContext(ctx, "settling failed", "id", d.lease.Envelope.ID, "route", d.lease.Route, "error", err)
+		if errors.Is(err, ErrBadMessage) && len(s.Emit) > 0 {
+			// Not the result is bad, but what is told of it.
+			s.Emit, note = nil, nil
+			q.counters.unreported.Add(1)
+			continue
+		}
+		if ctx.Err() != nil || errors.Is(err, ErrClosed) {
+			// Not given back, but left to its lease: another process must not
+			// repeat it sooner than that.
+			q.lostLease(ctx, d, taken(verdicts))
+			return true
+		}
+		t := time.NewTimer(backoff(&failures))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+		}
+	}
+	if note != nil {
+		q.counters.reports.Add(1)
+		if f := q.trace().Reported; f != nil {
+			f(ctx, ReportedInfo{Message: d.lease.Envelope.ID, Envelope: note.env, Size: int64(len(note.content))})
+		}
+	}
+	q.tell(ctx, d, verdicts, delay, took)
+	return true
+}
+
+// taken counts the recipients that were delivered.
+func taken(verdicts []verdict) (n int) {
+	for _, v := range verdicts {
+		if v.result.State == Delivered {
+			n++
+		}
+	}
+	return n
+}
+
+// tell counts, logs and passes on the results, after they were settled.
+func (q *Queue) tell(ctx context.Context, d *delivery, verdicts []verdict, delay, took time.Duration) {
+	env := d.lease.Envelope
+	for i, v := range verdicts {
+		info := ResultInfo{
+			AttemptInfo: d.info(), Index: i, Recipient: env.Recipients[i], Result: v.result,
+			Cause: v.cause, Expired: v.expired, Duration: took,
+		}
+		o := mailspine.Outcome{
+			Time: q.now(), ID: env.ID, From: env.From, Recipient: env.Recipients[i].Address,
+			Tenant: env.Tenant, Stream: env.Stream, Pool: env.Pool,
+			Attempt: info.Attempt, First: info.Attempt == 1,
+			Status: v.result.Status, Cause: v.cause, Receipt: v.result.Receipt,
+		}
+		args := []any{"id", env.ID, "to", env.Recipients[i].Address.String(), "attempt", info.Attempt,
+			"mta", v.result.Receipt.RemoteMTA, "took", took}
+		if v.result.Status != nil {
+			args = append(args, "status", v.result.Status.Error())
+		}
+		var hook func(context.Context, ResultInfo)
+		var word string
+		switch {
+		case v.skipped:
+			continue
+		case v.result.State == Delivered:
+			q.counters.delivered.Add(1)
+			o.Event, hook, word = mailspine.EventDelivered, q.trace().Delivered, "delivered"
+		case v.result.State == Failed:
+			q.counters.failed.Add(1)
+			if v.expired {
+				q.counters.expired.Add(1)
+			}
+			o.Event, hook, word = mailspine.EventFailed, q.trace().Failed, "failed"
+			if env.From.IsZero() {
+				q.counters.unreported.Add(1)
+			}
+		default:
+			q.counters.deferred.Add(1)
+			info.Delay = delay
+			args = append(args, "delay", delay)
+			o.Event, hook, word = mailspine.EventDeferred, q.trace().Deferred, "deferred"
+		}
+		q.logger().InfoContext(ctx, word, args...)
+		if q.Outcomes != nil {
+			q.Outcomes.Record(ctx, o)
+		}
+		if hook != nil {
+			hook(ctx, info)
+		}
+	}
+}
