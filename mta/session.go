@@ -1,0 +1,420 @@
+package mta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mailspine/mailspine"
+)
+
+// A session is one connection of a transfer.
+type session struct {
+	t       *transfer
+	c       *client
+	host    string
+	addr    string
+	peer    string // host and address, for texts
+	tls     mailspine.TLSInfo
+	release func() bool // ends the watch over ctx; false: ctx is done
+	usable  bool        // QUIT makes sense: the dialogue is in step
+}
+
+// done ends the connection: with QUIT if the dialogue is in step.
+func (s *session) done() {
+	if s.release() && s.usable {
+		s.c.quit(s.t.times.Quit)
+		return
+	}
+	s.c.close()
+}
+
+// reply tells the trace of a reply, and checks for the good-bye that may come at
+// any time: 421 ends the session (RFC 5321 section 4.2.1).
+func (s *session) reply(ctx context.Context, command, rcpt string, r reply, err error) (reply, error) {
+	if err != nil {
+		s.usable = false
+		return r, s.broken(ctx, command, err)
+	}
+	s.t.last.Reply = r.String()
+	if f := s.t.r.trace().Reply; f != nil {
+		f(ctx, ReplyInfo{Domain: s.t.domain, Host: s.host, Addr: s.addr, Command: command, Recipient: rcpt, Reply: r.String()})
+	}
+	if r.code == 421 {
+		s.usable = false
+		return r, refusal(s.peer, command, r)
+	}
+	return r, nil
+}
+
+// broken classifies an error of the connection.
+func (s *session) broken(ctx context.Context, command string, err error) error {
+	var me *mailspine.Error
+	var te *tlsError
+	if cerr := ctx.Err(); cerr != nil {
+		return fmt.Errorf("mta: %s after %s: %w", s.peer, command, errors.Join(cerr, err))
+	}
+	cause := fmt.Errorf("mta: %s, %s: %w", s.peer, command, err)
+	switch {
+	case errors.As(err, &me):
+		return err
+	case errors.As(err, &te):
+		return mailspine.Errorf(451, "4.7.5", "TLS with %s failed", s.peer).WithCause(cause)
+	case isProtocol(err):
+		return mailspine.Errorf(451, "4.5.0", "%s does not follow the protocol (%s)", s.peer, command).WithCause(cause)
+	case isTimeout(err):
+		return mailspine.Errorf(451, "4.4.2", "%s timed out (%s)", s.peer, command).WithCause(cause)
+	}
+	return mailspine.Errorf(451, "4.4.2", "Lost the connection with %s (%s)", s.peer, command).WithCause(cause)
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// open does greeting, EHLO and TLS. clear: TLS was tried and failed, and may be
+// done without.
+func (s *session) open(ctx context.Context, clear bool) error {
+	t := s.t
+	r, err := s.c.greeting(t.times.Greeting)
+	if r, err = s.reply(ctx, "greeting", "", r, err); err != nil {
+		return err
+	}
+	s.usable = true
+	if r.code != 220 {
+		return s.unexpected("greeting", r)
+	}
+	if err := s.hello(ctx); err != nil {
+		return err
+	}
+	if clear {
+		return nil
+	}
+	if s.c.has("STARTTLS") {
+		if err := s.startTLS(ctx); err != nil {
+			return err
+		}
+	} else if t.rule.Level > TLSOpportunistic {
+		return s.noTLS(nil)
+	}
+	if t.env.RequireTLS && !s.c.has("REQUIRETLS") {
+		return mailspine.Errorf(550, "5.7.30", "The message requires REQUIRETLS, which %s does not offer", s.peer)
+	}
+	return nil
+}
+
+// hello says EHLO or HELO.
+func (s *session) hello(ctx context.Context) error {
+	name := s.t.r.Hostname
+	if name == "" {
+		name = localName(s.c.conn)
+	} else if ascii, err := mailspine.ASCIIDomain(name); err == nil {
+		name = ascii
+	}
+	r, err := s.c.hello(s.t.times.Hello, name)
+	if r, err = s.reply(ctx, "EHLO", "", r, err); err != nil {
+		return err
+	}
+	if !r.ok() {
+		return s.unexpected("EHLO", r)
+	}
+	return nil
+}
+
+// startTLS negotiates TLS and says hello again.
+func (s *session) startTLS(ctx context.Context) error {
+	t := s.t
+	var verified string
+	r, err := s.c.startTLS(ctx, t.times.Hello, t.times.TLS, t.tlsConfig(s.host, &verified))
+	if err == nil && !r.ok() {
+		// The offer was not meant: opportunistically, the session goes on in clear
+		// (RFC 3207 section 4.1).
+		if r, err = s.reply(ctx, "STARTTLS", "", r, nil); err != nil {
+			return err
+		}
+		if !r.refusal() {
+			return s.unexpected("STARTTLS", r)
+		}
+		if t.rule.Level > TLSOpportunistic {
+			return s.noTLS(refusal(s.peer, "STARTTLS", r))
+		}
+		return nil
+	}
+	if err == nil {
+		s.tls = tlsInfo(s.c.tlsState(), verified)
+		t.last.TLS = s.tls
+	}
+	var te *tlsError
+	if f := t.r.trace().TLS; f != nil && (err == nil || errors.As(err, &te)) {
+		f(ctx, TLSDoneInfo{Domain: t.domain, Host: s.host, Level: t.rule.Level, TLS: s.tls, Err: err})
+	}
+	if _, err = s.reply(ctx, "STARTTLS", "", r, err); err != nil {
+		return err
+	}
+	return s.hello(ctx)
+}
+
+// noTLS is for a server without TLS where a rule demands it.
+func (s *session) noTLS(cause error) error {
+	if s.t.env.RequireTLS {
+		return mailspine.Errorf(550, "5.7.10", "The message requires TLS, which %s does not offer", s.peer).WithCause(cause)
+	}
+	return mailspine.Errorf(451, "4.7.4", "The policy for %s demands TLS, which %s does not offer", s.t.domain, s.peer).WithCause(cause)
+}
+
+// unexpected is for a reply that is neither the one hoped for nor 421: a refusal,
+// or nonsense such as a 250 in place of a 354.
+func (s *session) unexpected(command string, r reply) error {
+	if r.refusal() {
+		return refusal(s.peer, command, r)
+	}
+	s.usable = false
+	return mailspine.Errorf(451, "4.5.0", "%s does not follow the protocol (%s)", s.peer, command).
+		WithCause(fmt.Errorf("mta: %s answered %s with %d", s.peer, command, r.code))
+}
+
+// deliver sends the message to the recipients, in as many transactions as it
+// takes. It returns those that have no result, and why.
+func (s *session) deliver(ctx context.Context, pending []int) ([]int, error) {
+	pending, err := s.fit(pending)
+	if err != nil {
+		return nil, nil // all have their result
+	}
+	// Each transaction settles at least one recipient, or ends the loop.
+	for len(pending) > 0 {
+		n := len(pending)
+		if pending, err = s.transact(ctx, pending); err != nil {
+			return pending, err
+		}
+		if len(pending) == n {
+			return pending, errors.New("mta: a transaction without a result")
+		}
+	}
+	return nil, nil
+}
+
+// fit settles what this server's extensions make impossible, for good: another
+// host of the domain is expected to be no different.
+func (s *session) fit(pending []int) ([]int, error) {
+	t := s.t
+	all := func(err *mailspine.Error) ([]int, error) {
+		t.settle(pending, err)
+		return nil, err
+	}
+	if v, ok := s.c.ext["SIZE"]; ok {
+		// RFC 1870 section 4: no number, or 0, is no limit.
+		if limit, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64); err == nil && limit > 0 && t.msg.Size() > limit {
+			return all(mailspine.Errorf(552, "5.3.4", "The message has %d octets, and %s takes at most %d", t.msg.Size(), s.peer, limit))
+		}
+	}
+	if t.facts.eightBit && !s.c.has("8BITMIME") {
+		return all(mailspine.Errorf(554, "5.6.3", "The message has 8-bit data, and %s does not offer 8BITMIME", s.peer))
+	}
+	if !s.c.has("SMTPUTF8") {
+		if t.env.UTF8 {
+			return all(mailspine.Errorf(550, "5.6.7", "The message needs SMTPUTF8, which %s does not offer", s.peer))
+		}
+		if !isASCII(t.env.From.Local) {
+			return all(mailspine.Errorf(553, "5.6.7", "The sender's address needs SMTPUTF8, which %s does not offer", s.peer))
+		}
+		var rest []int
+		for _, i := range pending {
+			if isASCII(t.env.Recipients[i].Address.Local) {
+				rest = append(rest, i)
+				continue
+			}
+			t.errs[i] = mailspine.Errorf(553, "5.6.7", "The recipient's address needs SMTPUTF8, which %s does not offer", s.peer)
+		}
+		pending = rest
+	}
+	if by := t.env.DeliverBy; !by.Time.IsZero() && by.Return {
+		// RFC 2852 section 4.1.4: with mode R a message is not relayed when its time is over, nor
+		// to a server that would not watch it.
+		if !by.Time.After(time.Now()) {
+			return all(mailspine.Errorf(554, "5.4.7", "The time for delivery is over"))
+		}
+		if !s.c.has("DELIVERBY") {
+			return all(mailspine.Errorf(550, "5.3.3", "The message needs DELIVERBY, which %s does not offer", s.peer))
+		}
+	}
+	return pending, nil
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// transact does one transaction for some of pending. It returns the
+// recipients that have no result. With an error, the session has ended.
+func (s *session) transact(ctx context.Context, pending []int) (rest []int, err error) {
+	t := s.t
+	batch := t.r.MaxRecipients
+	if batch <= 0 {
+		batch = 100
+	}
+	batch = min(batch, len(pending))
+
+	r, err := s.c.cmd(t.times.Mail, s.mail(pending))
+	if r, err = s.reply(ctx, "MAIL", "", r, err); err != nil {
+		return pending, err
+	}
+	switch {
+	case r.ok():
+	case r.code/100 == 5:
+		s.settle(pending, r, refusal(s.peer, "MAIL", r))
+		return nil, nil
+	default:
+		// A server that takes nothing from anybody now: another may.
+		return pending, s.unexpected("MAIL", r)
+	}
+
+	// What is accepted has no result until the message is.
+	var accepted []int
+	for n, i := range pending {
+		if n >= batch {
+			break
+		}
+		rcpt := t.env.Recipients[i]
+		r, err := s.c.cmd(t.times.Rcpt, s.rcpt(rcpt))
+		if r, err = s.reply(ctx, "RCPT", rcpt.Address.String(), r, err); err != nil {
+			return append(accepted, pending[n:]...), err
+		}
+		switch {
+		case r.ok():
+			accepted = append(accepted, i)
+		case r.code == 452 && len(accepted) > 0 && (r.enhanced.IsZero() || r.enhanced == mailspine.EnhancedCode{4, 5, 3}):
+			// RFC 5321 section 4.5.3.1.10: too many recipients for one transaction. This
+			// one and the rest go in the next.
+			batch = n
+		case r.refusal():
+			s.settle([]int{i}, r, refusal(s.peer, "RCPT", r))
+		default:
+			return append(accepted, pending[n:]...), s.unexpected("RCPT", r)
+		}
+	}
+	rest = pending[batch:]
+	if len(accepted) == 0 {
+		return s.reset(ctx, rest)
+	}
+
+	r, err = s.c.cmd(t.times.Data, "DATA")
+	if r, err = s.reply(ctx, "DATA", "", r, err); err != nil {
+		return append(accepted, rest...), err
+	}
+	switch {
+	case r.code == 354:
+	case r.refusal():
+		s.settle(accepted, r, refusal(s.peer, "DATA", r))
+		return s.reset(ctx, rest)
+	default:
+		return append(accepted, rest...), s.unexpected("DATA", r)
+	}
+	return s.message(ctx, accepted, rest)
+}
+
+// reset ends a transaction without a message, if there is to be another one for
+// rest.
+func (s *session) reset(ctx context.Context, rest []int) ([]int, error) {
+	if len(rest) == 0 {
+		return nil, nil
+	}
+	r, err := s.c.cmd(s.t.times.Mail, "RSET")
+	if r, err = s.reply(ctx, "RSET", "", r, err); err != nil {
+		return rest, err
+	}
+	if !r.ok() {
+		return rest, s.unexpected("RSET", r)
+	}
+	return rest, nil
+}
+
+// message sends the message to the recipients that were accepted.
+func (s *session) message(ctx context.Context, accepted, rest []int) ([]int, error) {
+	t := s.t
+	s.usable = false // no command is possible until the message is through
+	body, err := t.msg.Open(ctx)
+	if err != nil {
+		// Not the server's fault, and another one would not help.
+		t.settle(append(accepted, rest...), fmt.Errorf("mta: open the message: %w", err))
+		return nil, err
+	}
+	defer body.Close()
+	commit := func() error {
+		// The most that can pass from here to the reply.
+		if err := t.attempt.BeforeCommit(ctx, t.times.DataBlock+t.times.DataDone); err != nil {
+			return fmt.Errorf("mta: not sent: %w", err)
+		}
+		// From here on the end of ctx does not drop the connection.
+		if !s.release() {
+			return ctx.Err()
+		}
+		s.release = func() bool { return true }
+		return nil
+	}
+	r, err := s.c.data(ctx, body, t.msg.Size(), dataTimes{block: t.times.DataBlock, done: t.times.DataDone}, commit)
+	var doubt *inDoubtError
+	var local *localError
+	switch {
+	case errors.Is(err, errEarly):
+		// The server refused before it had the whole message: the answer is the same.
+		if _, err := s.reply(ctx, "message", "", r, nil); err != nil {
+			return append(accepted, rest...), err
+		}
+		s.usable = false
+		s.settle(accepted, r, refusal(s.peer, "message", r))
+		return rest, refusal(s.peer, "message", r) // rest needs another connection
+	case errors.As(err, &doubt):
+		err := s.broken(context.WithoutCancel(ctx), "message", err)
+		t.settle(accepted, err)
+		return rest, err
+	case errors.As(err, &local):
+		t.settle(append(accepted, rest...), err)
+		return nil, err
+	case err != nil:
+		return append(accepted, rest...), s.broken(ctx, "message", err)
+	}
+	s.usable = r.code != 421
+	s.reply(ctx, "message", "", r, nil)
+	if r.ok() {
+		s.settle(accepted, r, nil)
+	} else {
+		s.settle(accepted, r, refusal(s.peer, "message", r))
+		if r.code == 421 {
+			return rest, refusal(s.peer, "message", r)
+		}
+	}
+	if len(rest) > 0 {
+		s.rewatch(ctx)
+	}
+	return rest, nil
+}
+
+// rewatch makes the end of ctx drop the connection again, for a further transaction.
+func (s *session) rewatch(ctx context.Context) {
+	conn := s.c.conn
+	s.release = context.AfterFunc(ctx, func() { conn.Close() })
+}
+
+// settle records what the server said to some recipients, and their result.
+func (s *session) settle(index []int, r reply, err error) {
+	for _, i := range index {
+		s.t.errs[i] = err
+		s.t.attempt.Record(i, mailspine.Receipt{
+			RemoteMTA:  s.host,
+			RemoteAddr: s.addr,
+			Reply:      r.String(),
+			Source:     localAddr(s.c.conn),
+			TLS:        s.tls,
+			DSNRelayed: err == nil && s.c.has("DSN"),
+		})
+	}
+}

@@ -1,0 +1,79 @@
+package mta
+
+import (
+	"context"
+	"time"
+
+	"github.com/mailspine/mailspine"
+)
+
+// A RelayTrace is a set of hooks into the steps of a [Relay]. Any of them may be
+// nil. They are called on the path of the delivery, in the order of events, with the
+// context of Deliver: they return soon. A delivery calls one at a time; several
+// deliveries call at the same time. Infos may get more fields.
+type RelayTrace struct {
+	// Resolved is called when the mail exchangers of a domain are known, or not.
+	Resolved func(ctx context.Context, info ResolvedInfo)
+	// Dialed is called after each attempt to connect, also for an address that
+	// was forbidden.
+	Dialed func(ctx context.Context, info DialedInfo)
+	// TLS is called after each handshake.
+	TLS func(ctx context.Context, info TLSDoneInfo)
+	// Reply is called for each reply to a command of a transaction, and for the greeting.
+	Reply func(ctx context.Context, info ReplyInfo)
+	// Wire is called for each line sent and received, without line end and with control
+	// characters replaced. The lines of the message are not shown, only their number of octets.
+	// Secrets are never shown.
+	Wire func(ctx context.Context, line WireLine)
+}
+
+// ResolvedInfo tells which hosts take mail for a domain.
+type ResolvedInfo struct {
+	Domain string
+	Hosts  []string // in the order in which they will be tried
+	Err    error
+}
+
+// DialedInfo tells about one connection, or why there is none.
+type DialedInfo struct {
+	Domain   string
+	Host     string
+	Addr     string // address and port
+	Duration time.Duration
+	Err      error
+}
+
+// TLSDoneInfo tells about one handshake.
+type TLSDoneInfo struct {
+	Domain string
+	Host   string
+	Level  TLSLevel
+	TLS    mailspine.TLSInfo // zero if it failed
+	Err    error
+}
+
+// ReplyInfo tells what a server answered.
+type ReplyInfo struct {
+	Domain    string
+	Host      string
+	Addr      string
+	Command   string // "greeting", "EHLO", "MAIL", "RCPT", "DATA", "message" (the final dot) and so on
+	Recipient string // for RCPT
+	Reply     string // in one line, cleaned and cut
+}
+
+// WireLine is one line of a dialogue.
+type WireLine struct {
+	Host string
+	Addr string
+	Sent bool // by us
+	Line string
+}
+
+// trace returns the hooks; without any, one that has none.
+func (r *Relay) trace() RelayTrace {
+	if r.Trace == nil {
+		return RelayTrace{}
+	}
+	return *r.Trace
+}

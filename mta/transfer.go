@@ -1,0 +1,230 @@
+package mta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/internal/dial"
+)
+
+// A transfer is the part of one Deliver call that goes to one domain.
+type transfer struct {
+	r       *Relay
+	env     *mailspine.Envelope
+	msg     mailspine.Content
+	facts   contentFacts
+	domain  string
+	errs    mailspine.RecipientErrors // the whole delivery's; only our indices are written
+	times   RelayTimeouts
+	attempt mailspine.Attempt
+
+	rule     TLSRule
+	secure   bool              // the answer that named the hosts was authentic
+	implicit bool              // there is no MX: the domain is its own
+	last     mailspine.Receipt // of the connection under way
+}
+
+// run delivers to the recipients with the given indices, and leaves each one's
+// result in t.errs. The number of connections is bounded by MaxConnections; the time
+// by the time-outs of each, and by ctx.
+func (t *transfer) run(ctx context.Context, pending []int) {
+	if err := t.loadRule(ctx); err != nil {
+		t.settle(pending, err)
+		return
+	}
+	hosts, err := t.hosts(ctx)
+	if f := t.r.trace().Resolved; f != nil {
+		info := ResolvedInfo{Domain: t.domain, Err: err}
+		for _, h := range hosts {
+			info.Hosts = append(info.Hosts, h.name)
+		}
+		f(ctx, info)
+	}
+	if err == nil {
+		err = t.checkSecure()
+	}
+	if err != nil {
+		t.settle(pending, err)
+		return
+	}
+	left := t.r.MaxConnections
+	if left <= 0 {
+		left = 6
+	}
+	var worst failure
+	for _, h := range hosts {
+		if left <= 0 || ctx.Err() != nil {
+			break
+		}
+		t.last = mailspine.Receipt{RemoteMTA: h.name}
+		addrs, err := t.addrs(ctx, h)
+		if err != nil {
+			worst.add(err, t.last)
+		}
+		for _, a := range addrs {
+			if left <= 0 || ctx.Err() != nil {
+				break
+			}
+			pending, err = t.tryAddr(ctx, h, a, pending, &left)
+			if len(pending) == 0 {
+				return
+			}
+			worst.add(err, t.last)
+		}
+	}
+	err = worst.err
+	if cerr := ctx.Err(); cerr != nil {
+		err = fmt.Errorf("mta: delivery to %s: %w", t.domain, cerr)
+	}
+	for _, i := range pending {
+		t.errs[i] = err
+		t.attempt.Record(i, worst.receipt)
+	}
+}
+
+// loadRule asks the policy, and raises the rule for REQUIRETLS.
+func (t *transfer) loadRule(ctx context.Context) error {
+	if p := t.r.TLSPolicy; p != nil {
+		rule, err := p.TLSRule(ctx, t.domain)
+		if err != nil {
+			return mailspine.Errorf(451, "4.7.5", "The TLS policy of %s could not be found out, try again later", t.domain).WithCause(err)
+		}
+		t.rule = rule
+	}
+	if t.env.RequireTLS {
+		t.rule.Level = max(t.rule.Level, TLSVerify)
+	}
+	return nil
+}
+
+// checkSecure is RFC 8689 section 4.2.1: with REQUIRETLS, the names of the hosts must not
+// come from an answer that could be forged.
+func (t *transfer) checkSecure() error {
+	if !t.env.RequireTLS || t.secure || t.rule.Hosts != nil || t.rule.Names != nil {
+		return nil
+	}
+	return mailspine.Errorf(550, "5.7.10", "The message requires TLS, and the mail exchangers of %s are not secured by DNSSEC or policy", t.domain)
+}
+
+// A failure keeps the error that a delivery ends with when no host is left: the
+// last temporary one, or else the last.
+type failure struct {
+	err     error
+	receipt mailspine.Receipt
+}
+
+func (f *failure) add(err error, r mailspine.Receipt) {
+	if err == nil {
+		err = errors.New("mta: no result") // a bug; never "delivered"
+	}
+	if f.err == nil || mailspine.Status(err).Temporary() || !mailspine.Status(f.err).Temporary() {
+		f.err, f.receipt = err, r
+	}
+}
+
+// settle gives the same result to several recipients.
+func (t *transfer) settle(index []int, err error) {
+	for _, i := range index {
+		t.errs[i] = err
+	}
+}
+
+// tryAddr delivers over one address. It returns the recipients without a result, and
+// why there is none. It opens one connection, or a second one for a message that may go in
+// clear after a failed handshake.
+func (t *transfer) tryAddr(ctx context.Context, h host, addr netip.Addr, pending []int, left *int) ([]int, error) {
+	port := t.r.Port
+	if port == 0 {
+		port = 25
+	}
+	var err error
+	for _, clear := range []bool{false, true} {
+		var s *session
+		s, err = t.connect(ctx, h, netip.AddrPortFrom(addr, port), clear)
+		if errors.Is(err, dial.ErrForbidden) {
+			break // no connection was made
+		}
+		*left--
+		if err == nil {
+			pending, err = s.deliver(ctx, pending)
+			s.done()
+			break
+		}
+		var te *tlsError
+		if !errors.As(err, &te) || t.rule.Level > TLSOpportunistic || ctx.Err() != nil {
+			break
+		}
+	}
+	return pending, err
+}
+
+// connect opens a connection and brings it to the point where MAIL can be sent:
+// greeting, EHLO, TLS as the rule demands. Its errors are classified.
+func (t *transfer) connect(ctx context.Context, h host, addr netip.AddrPort, clear bool) (*session, error) {
+	t.last = mailspine.Receipt{RemoteMTA: h.name, RemoteAddr: addr.String()}
+	start := time.Now()
+	conn, err := t.r.dial(ctx, addr, t.times.Connect)
+	if f := t.r.trace().Dialed; f != nil {
+		f(ctx, DialedInfo{Domain: t.domain, Host: h.name, Addr: addr.String(), Duration: time.Since(start), Err: err})
+	}
+	peer := h.name + "[" + addr.Addr().String() + "]"
+	if strings.HasPrefix(h.name, "[") {
+		peer = h.name
+	}
+	if err != nil {
+		t.log(ctx, slog.LevelDebug, "mta: cannot connect", peer, err)
+		return nil, dialError(peer, err)
+	}
+	t.last.Source = localAddr(conn)
+	s := &session{t: t, c: newClient(conn, t.times.Total), host: h.name, addr: addr.String(), peer: peer}
+	if w := t.r.trace().Wire; w != nil {
+		s.c.wire = func(sent bool, line string) {
+			w(ctx, WireLine{Host: s.host, Addr: s.addr, Sent: sent, Line: line})
+		}
+	}
+	// Closing the connection ends whatever waits for it.
+	s.release = context.AfterFunc(ctx, func() { conn.Close() })
+	if err := s.open(ctx, clear); err != nil {
+		level := slog.LevelDebug
+		if st := mailspine.Status(err); t.rule.Level > TLSOpportunistic && st.Enhanced[1] == 7 {
+			level = slog.LevelWarn
+		}
+		t.log(ctx, level, "mta: session failed", peer, err)
+		s.done()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (t *transfer) log(ctx context.Context, level slog.Level, what, peer string, err error) {
+	t.r.logger().LogAttrs(ctx, level, what, slog.String("id", string(t.env.ID)),
+		slog.String("domain", t.domain), slog.String("peer", peer), slog.Any("err", err))
+}
+
+// dialError classifies a connection that could not be opened. An address that the
+// guard refuses will not become a better one: the domain's owner has to change it.
+func dialError(peer string, err error) *mailspine.Error {
+	var what string
+	var ne net.Error
+	switch {
+	case errors.Is(err, dial.ErrForbidden):
+		return mailspine.Errorf(550, "5.4.4", "The mail exchanger %s has an address that is not on the public Internet", peer).WithCause(err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		what = "connection refused"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		what = "no route"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &ne) && ne.Timeout():
+		what = "connection timed out"
+	default:
+		what = "connection failed"
+	}
+	return mailspine.Errorf(451, "4.4.1", "%s: %s", peer, what).WithCause(err)
+}
