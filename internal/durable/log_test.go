@@ -223,6 +223,32 @@ func TestLogTornTail(t *testing.T) {
 	try("zeros behind", append(bytes.Clone(b), make([]byte, 5000)...), "[one two three four]")
 }
 
+// What is left of a torn batch does not come back behind a record that is
+// written in its place.
+func TestLogTornTailGone(t *testing.T) {
+	var d durabletest.Disk
+	l := create(t, &d, "log")
+	appendOne(t, l, "one", "")
+	locs, err := l.Append(durable.Record{Meta: []byte("torn"), Body: make([]byte, 600)}, durable.Record{Meta: []byte("whole")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := readFile(t, &d, "log")
+	b[locs[0].Offset+25] ^= 1
+	place(t, &d, "log", b)
+	l, metas := open(t, &d, "log")
+	if fmt.Sprint(metas) != "[one]" {
+		t.Fatalf("records %v", metas)
+	}
+	appendOne(t, l, "two!", strings.Repeat("x", 600)) // as long as the torn one
+	l.Close()
+	for seed := range uint64(4) {
+		if _, metas := open(t, d.Crash(seed+1), "log"); fmt.Sprint(metas) != "[one two!]" {
+			t.Fatalf("records %v", metas)
+		}
+	}
+}
+
 // A broken record that is followed by later batches was synced: no crash breaks it.
 func TestLogCorrupt(t *testing.T) {
 	var d durabletest.Disk

@@ -415,7 +415,7 @@ func TestPowerCutTwice(t *testing.T) {
 // Every call of the script fails once. What failed has not happened, unless a
 // sync failed; and nothing else is harmed.
 func TestFaults(t *testing.T) {
-	step := 5
+	step := 11
 	if ci() {
 		step = 2
 	}
@@ -559,5 +559,37 @@ func TestDiskFullStaging(t *testing.T) {
 	}
 	if _, err := d.Stat("spool/stage/1"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the stage is still there: %v", err)
+	}
+}
+
+// A large message whose record does not fit any more leaves no file either, and
+// what was staged can be put again.
+func TestDiskFullRecord(t *testing.T) {
+	f := &durabletest.Faults{FS: new(durabletest.Disk)}
+	s := mustOpen(t, "spool", &Options{fs: f, MinFree: -1, InlineMax: 1 << 10, Logger: quiet()})
+	st, err := s.Stage(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if _, err := io.WriteString(st, bodyOf("a-l")); err != nil {
+		t.Fatal(err)
+	}
+	c, err := st.Content()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Set(durabletest.Nth(durabletest.Write, 1, noSpace))
+	if err := s.Put(ctx, newMessage("a-l", "x: ann"), c); mailspine.Status(err).Code != 452 {
+		t.Fatalf("Put: %v", err)
+	}
+	if list, err := f.ReadDir("spool/bodies"); err != nil || len(list) != 0 {
+		t.Errorf("%d bodies are left, %v", len(list), err)
+	}
+	if err := s.Put(ctx, newMessage("a-l", "x: ann"), c); err != nil {
+		t.Fatalf("Put again: %v", err)
+	}
+	if got := actual(t, s); len(got) != 1 {
+		t.Errorf("the store has\n%v", show(got))
 	}
 }
