@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"hash"
 	"strings"
+
+	"github.com/mailspine/mailspine"
 )
 
 // A bodyHash canonicalizes a body as it is written and hashes it (RFC 6376 sections
@@ -77,7 +79,7 @@ func (c *bodyHash) text(seg []byte) {
 		return
 	}
 	// Most lines are canonical already, and go through in one piece.
-	if last := seg[len(seg)-1]; seg[0] != ' ' && last != ' ' && bytes.IndexByte(seg, '\t') < 0 && bytes.Index(seg, []byte("  ")) < 0 {
+	if last := seg[len(seg)-1]; seg[0] != ' ' && last != ' ' && bytes.IndexByte(seg, '\t') < 0 && !bytes.Contains(seg, []byte("  ")) {
 		c.flush()
 		c.emit(seg)
 		return
@@ -162,9 +164,10 @@ func canonicalField(raw []byte, relaxed bool) []byte {
 	out = append(out, strings.ToLower(strings.TrimRight(string(raw[:i]), " \t"))...)
 	out = append(out, ':')
 	wsp, begun := false, false
-	for _, c := range raw[i+1:] {
-		switch c {
-		case ' ', '\t', '\r', '\n':
+	value := raw[i+1:]
+	for i, c := range value {
+		// A CR that ends no line is no white space: it could replace a signed blank.
+		if c == ' ' || c == '\t' || c == '\n' || c == '\r' && i+1 < len(value) && value[i+1] == '\n' {
 			wsp = true
 			continue
 		}
@@ -243,11 +246,12 @@ func (bl *block) pick(h hash.Hash, names []string, relaxed bool) {
 // A splitter gathers the header block of a message that arrives in pieces, and
 // hands on what follows the empty line.
 type splitter struct {
-	max  int
-	buf  []byte
-	line int // where the current line begins in buf
-	done bool
-	over bool // the block is larger than max
+	max    int
+	buf    []byte
+	line   int // where the current line begins in buf
+	fields int // lines that are no folds, at most mailspine.MaxHeaderFields
+	done   bool
+	over   bool // the block is larger than max, or has too many fields
 }
 
 // write takes a piece and returns the part of it that belongs to the body.
@@ -271,6 +275,14 @@ func (s *splitter) write(p []byte) (body []byte) {
 			s.buf = s.buf[:s.line]
 			s.done = true
 			return p
+		}
+		// Fields cost memory far beyond their octets, and "a:" is one.
+		if c := s.buf[s.line]; c != ' ' && c != '\t' {
+			s.fields++
+		}
+		if s.fields > mailspine.MaxHeaderFields {
+			s.done, s.over, s.buf = true, true, nil
+			return nil
 		}
 		s.line = len(s.buf)
 	}

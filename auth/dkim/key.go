@@ -200,7 +200,7 @@ func fetch(ctx context.Context, r mailspine.Resolver, name string) fetched {
 		return fetched{status: PermError, problem: "no key at " + name}
 	case errors.Is(err, mailspine.ErrDNSBogus):
 		return fetched{status: TempError, problem: "bogus answer for the key at " + name}
-	case err != nil:
+	case err != nil || len(a.TXT) == 0: // no records and no error is against the contract
 		return fetched{status: TempError, problem: "cannot fetch the key at " + name}
 	}
 	var found *Record

@@ -36,7 +36,7 @@ type Verifier struct {
 	// topmost ones; 0: DefaultMaxSignatures. The others get one Verification together.
 	MaxSignatures int
 	// MaxHeader bounds the header block in octets; 0: mailspine.MaxHeader. No signature of a message
-	// with a larger one passes.
+	// with a larger one passes, nor of one with more than mailspine.MaxHeaderFields fields.
 	MaxHeader int
 	// MinRSABits and MaxRSABits bound the size of RSA keys; 0: DefaultMinRSABits and
 	// DefaultMaxRSABits. A minimum below 1024 is taken as 1024.
@@ -196,6 +196,10 @@ func (p *Stream) header() {
 			p.bodies = append(p.bodies, s.body)
 		}
 		s.hashHeader(bl)
+	}
+	// While the keys are waited for, nothing but the hashes is kept of the fields.
+	for _, s := range p.sigs {
+		s.field, s.tags = nil, nil
 	}
 	for _, k := range slots {
 		if p.v.Resolver == nil {

@@ -131,7 +131,8 @@ func (s *Server) serve(l net.Listener, implicit bool) error {
 			default:
 			}
 			// Out of descriptors, say: it passes. As net/http does.
-			if ne, ok := err.(net.Error); ok && ne.Temporary() { //nolint:staticcheck // the only way to tell
+			//lint:ignore SA1019 there is no other way to tell
+			if ne, ok := err.(net.Error); ok && ne.Temporary() {
 				pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 				s.log().Warn("smtpd: accept failed, trying again", "error", err, "pause", pause)
 				t := time.NewTimer(pause)

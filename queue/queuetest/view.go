@@ -140,7 +140,7 @@ var viewCases = []testCase{
 		ttl := 8 * k.tick // long enough to look, in real time
 		start := time.Now()
 		k.put(simple("m2"))
-		l = k.one(ttl)
+		k.one(ttl)
 		check(queue.Stats{Messages: 3, Items: 3, Leased: 1, Waiting: 1, Held: 1, Bytes: 3 * size})
 		l = k.after(start, ttl, long)
 		k.finish(l, queue.Delivered)
