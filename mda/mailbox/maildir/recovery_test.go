@@ -405,7 +405,7 @@ func TestCompaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	s, a, err = openAccount(t, d)
+	_, a, err = openAccount(t, d)
 	if err != nil {
 		t.Fatal(err)
 	}
