@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -139,14 +140,15 @@ func TestDeliverRefuses(t *testing.T) {
 		"invalid":       {&mailspine.Envelope{ID: "a b"}, letter, "554 5.5.4"},
 		"no recipients": {envelope("m1"), letter, "554 5.5.4"},
 		"loop":          {envelope("m1", "a@example.net"), loop, "554 5.4.6"},
+		"loop, huge":    {envelope("m1", "a@example.net"), "X: " + strings.Repeat("x", mailspine.MaxHeader) + "\r\n" + loop, "554 5.4.6"},
 	} {
 		err := q.Deliver(ctx, c.env, mailspine.StringContent(c.msg))
 		if err == nil || !strings.HasPrefix(mailspine.Status(err).Reply(), c.replies) {
 			t.Errorf("%s: Deliver: %v, want %s", name, err, c.replies)
 		}
 	}
-	if c := q.Stats(); c.Queued != 1 || c.Refused != 4 {
-		t.Errorf("Stats: %+v, want 1 queued and 4 refused", c)
+	if c := q.Stats(); c.Queued != 1 || c.Refused != 5 {
+		t.Errorf("Stats: %+v, want 1 queued and 5 refused", c)
 	}
 	// What was delivered before is not refused: a lost reply.
 	if err := q.Deliver(ctx, envelope("m0", "a@example.net"), mailspine.StringContent(letter)); err != nil {
@@ -228,4 +230,56 @@ func TestRunClosedStore(t *testing.T) {
 			t.Errorf("Run on a closed store: %v, want ErrClosed", err)
 		}
 	})
+}
+
+// A hasty store knows no delays.
+type hasty struct{ queue.Store }
+
+func (s hasty) Put(ctx context.Context, m queue.Message, msg mailspine.Content) error {
+	m.Delay = 0
+	return s.Store.Put(ctx, m, msg)
+}
+
+// HoldUntil holds whatever the store makes of the delay, which is bounded.
+func TestHoldUntilFar(t *testing.T) {
+	run(t, func(b *bench) { b.q.Store, b.q.Poll = hasty{b.store}, time.Hour }, func(b *bench) {
+		env := envelope("m1", "ann@example.net")
+		env.HoldUntil = time.Now().Add(10 * 24 * time.Hour) // more than the lifetime
+		b.send(env)
+		time.Sleep(11 * 24 * time.Hour)
+		b.wantLog("240h0m0s ann")
+	})
+	store := memqueue.New(nil)
+	q := &queue.Queue{Store: store}
+	env := envelope("m1", "ann@example.net")
+	env.HoldUntil = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	if err := q.Deliver(context.Background(), env, mailspine.StringContent(letter)); err != nil {
+		t.Fatal(err)
+	}
+	if it := items(t, store)["example.net: ann"]; it.Due < 364*24*time.Hour || it.Due > 366*24*time.Hour {
+		t.Errorf("due in %v, want a year", it.Due)
+	}
+}
+
+// What a settlement and a report have to hold is bounded by splitting the recipients of a route.
+func TestDeliverSplitsMany(t *testing.T) {
+	store := memqueue.New(nil)
+	q := &queue.Queue{Store: store}
+	env := envelope("m1")
+	for i := range 2500 {
+		env.Recipients = append(env.Recipients, mailspine.Recipient{Address: addr(fmt.Sprintf("u%d@example.net", i))})
+	}
+	if err := q.Deliver(context.Background(), env, mailspine.StringContent(letter)); err != nil {
+		t.Fatal(err)
+	}
+	var sizes []int
+	for it, err := range store.List(context.Background(), queue.Filter{Route: "example.net"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes = append(sizes, len(it.States))
+	}
+	if slices.Sort(sizes); !slices.Equal(sizes, []int{500, 1000, 1000}) {
+		t.Errorf("items of %v recipients, want 500, 1000 and 1000", sizes)
+	}
 }

@@ -34,9 +34,20 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 		f(ctx, d.info())
 	}
 	env := d.lease.Envelope
+	if t := env.HoldUntil; !t.IsZero() {
+		// A delay in a store is bounded, and its clock is not ours.
+		if wait := t.Sub(q.now()); wait > 0 {
+			settled = q.giveBack(work, d, max(wait, minWait), "held by its sender", false)
+			return
+		}
+	}
 	if q.Gate != nil {
-		hold, err := q.Gate.Ready(ctx, d.lease.Route)
+		hold, err := q.ready(ctx, d)
 		if err != nil {
+			if errors.Is(context.Cause(ctx), errShutdown) {
+				settled = q.giveBack(work, d, 0, "interrupted by a shutdown", true)
+				return
+			}
 			q.logger().ErrorContext(ctx, "asking the gate failed", "route", d.lease.Route, "error", err)
 			hold = Hold{Reason: "the gate failed: " + line(err.Error(), maxText)}
 		}
@@ -59,7 +70,7 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 	errs := make(mailspine.RecipientErrors, len(env.Recipients))
 	var index []int
 	for i, rcpt := range env.Recipients {
-		if _, err := q.route(ctx, env, rcpt); err != nil {
+		if _, err := q.routeNow(ctx, d, env, rcpt); err != nil {
 			errs[i] = err
 		} else {
 			index = append(index, i)
@@ -101,6 +112,29 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 		}
 	}
 	settled = q.conclude(work, d, errs, receipts, took)
+}
+
+// ready asks the Gate. A panic is a failure of it.
+func (q *Queue) ready(ctx context.Context, d *delivery) (hold Hold, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			q.panicked(ctx, d, "Gate", r)
+			hold, err = Hold{}, fmt.Errorf("queue: Gate panicked: %v", r)
+		}
+	}()
+	return q.Gate.Ready(ctx, d.lease.Route)
+}
+
+// routeNow asks the Router during a delivery. A panic is a temporary failure: it
+// must not undo what was delivered.
+func (q *Queue) routeNow(ctx context.Context, d *delivery, env *mailspine.Envelope, rcpt mailspine.Recipient) (route Route, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			q.panicked(ctx, d, "Router", r)
+			route, err = "", fmt.Errorf("queue: Router panicked: %v", r)
+		}
+	}()
+	return q.route(ctx, env, rcpt)
 }
 
 // next calls Next. A panic is a temporary failure.

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/mailspine/mailspine"
 )
 
 func FuzzLine(f *testing.F) {
@@ -20,6 +22,27 @@ func FuzzLine(f *testing.F) {
 		}
 		if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) && len(s) <= max && got != s {
 			t.Fatalf("line(%q, %d) changed it to %q", s, max, got)
+		}
+	})
+}
+
+// countHops sees the fields that mailspine.ReadHeader sees, where that reads the block.
+func FuzzCountHops(f *testing.F) {
+	for _, s := range []string{
+		"", "\r\n", "Received: a\r\nreceived : b\r\n c\r\n\r\nReceived: body\r\n", " Received: fold first\r\nReceived: x",
+		"no field\r\nReceived: x\r\n", "A B: x\nReceived: y\n", ": x\nReceived: y\n", "Received", "RECEIVED:",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		h, err := mailspine.ParseHeader(strings.NewReader(s), 0)
+		if err != nil {
+			return
+		}
+		want := len(h.Values("Received"))
+		got, err := countHops(strings.NewReader(s), 1<<20)
+		if err != nil || got != want && len(s) < 4096 {
+			t.Errorf("%q has %d hops, %v; want %d", s, got, err, want)
 		}
 	})
 }

@@ -111,6 +111,8 @@ func (q *Queue) notification(ctx context.Context, d *delivery, verdicts []verdic
 			if reply == "" || v.expired {
 				reply = line(st.Reply(), maxText)
 			}
+		} else if a == report.Delayed {
+			r.Status = mailspine.EnhancedCode{4, 0, 0} // given back each time
 		} else {
 			r.Status = mailspine.EnhancedCode{2, 0, 0}
 		}
@@ -130,6 +132,8 @@ func (q *Queue) notification(ctx context.Context, d *delivery, verdicts []verdic
 		case a == report.Relayed:
 			fmt.Fprintf(section, "    handed to %s, which will not report any further\n", r.RemoteMTA.Value)
 		case a == report.Delivered:
+		case reply == "":
+			section.WriteString("    not tried yet\n")
 		case r.RemoteMTA.Value != "" && !v.expired:
 			fmt.Fprintf(section, "    %s said: %s\n", r.RemoteMTA.Value, reply)
 		default:
@@ -286,8 +290,8 @@ func (q *Queue) notify(ctx context.Context, n *note) bool {
 }
 
 // emission makes a note a message for the store.
-func (n *note) emission(ctx context.Context, q *Queue) Emission {
-	route, err := q.route(ctx, n.env, n.env.Recipients[0])
+func (n *note) emission(ctx context.Context, q *Queue, d *delivery) Emission {
+	route, err := q.routeNow(ctx, d, n.env, n.env.Recipients[0])
 	if err != nil {
 		route = DomainRoute(n.env.Recipients[0]) // the Router is asked again when it is leased
 	}

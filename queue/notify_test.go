@@ -329,3 +329,23 @@ func TestReportID(t *testing.T) {
 		t.Errorf("IDs %v, want three different ones", ids)
 	}
 }
+
+// A recipient that was given back each time, in a mixture, is delayed, not a success.
+func TestDelayReportUntried(t *testing.T) {
+	run(t, func(b *bench) { b.q.WarnAfter = time.Second }, func(b *bench) {
+		answer := byLocal(map[string]error{"bob": &mailspine.NotNow{Reason: "secret rule"}, "cid": errBusy})
+		b.answer = func(ctx context.Context, env *mailspine.Envelope) error {
+			return answer(ctx, env)
+		}
+		b.send(envelope("m1", "bob@example.net", "cid@example.net"))
+		time.Sleep(6 * time.Minute)
+		synctest.Wait()
+		r := b.report()
+		if got := actions(r); got != "bob delayed 4.0.0, cid delayed 4.2.1" {
+			t.Errorf("reported: %s", got)
+		}
+		if d := r.Delivery.Recipients[0].Diagnostic; !d.IsZero() || !strings.Contains(r.Text, "<bob@example.net>\n    not tried yet\n") {
+			t.Errorf("diagnostic %v, text:\n%s", d, r.Text)
+		}
+	})
+}

@@ -1,7 +1,11 @@
 package queue
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -155,7 +159,11 @@ func orDefault[T int | int64 | time.Duration](v, def T) T {
 // Deliver stores a message. When it returns nil, it is stored as durably as the
 // Store promises, for all recipients: it is all or nothing. An envelope without
 // an ID gets a new one; a message whose ID the Store knows is not stored again.
-// A message with HoldUntil is not tried before that.
+// A message with HoldUntil is not tried before that. Inside a delivery of a queue
+// (of another, or of this one, by way of a forwarder) the message is stored under an ID of its own, made of
+// the envelope's and its sender and recipients: the parts of a message that a queue delivers
+// one by one share their ID, and none must be taken for a repetition of another. A
+// forwarder has to add a trace field, or nothing ends a loop.
 //
 // An envelope that is not valid is refused with 554 5.5.4, a message that loops with
 // 554 5.4.6. If the Router has a way to none of the recipients, its first error is
@@ -180,6 +188,9 @@ func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.
 	if env.ID == "" {
 		env = env.Clone()
 		env.ID = mailspine.NewMsgID()
+	} else if mailspine.AttemptFrom(ctx) != mailspine.AttemptFrom(context.Background()) {
+		env = env.Clone()
+		env.ID = partID(env)
 	}
 	if err := q.checkHops(ctx, msg); err != nil {
 		return err
@@ -193,7 +204,7 @@ func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.
 	}
 	m := Message{Envelope: env, Items: items}
 	if !env.HoldUntil.IsZero() {
-		m.Delay = max(0, env.HoldUntil.Sub(q.now()))
+		m.Delay = min(max(0, env.HoldUntil.Sub(q.now())), maxDelay) // then it is looked at again
 	}
 	if err := q.Store.Put(ctx, m, msg); err != nil {
 		return fmt.Errorf("queue: storing message %s: %w", env.ID, err)
@@ -205,6 +216,22 @@ func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.
 	}
 	return nil
 }
+
+// partID names what a queue delivers into a queue. It is the same when the same
+// is delivered again.
+func partID(env *mailspine.Envelope) mailspine.MsgID {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%s\n", env.ID, env.From.Path())
+	for _, r := range env.Recipients {
+		fmt.Fprintf(h, "%s\n", r.Address.Path()) // an address has no control characters
+	}
+	sum := h.Sum(nil)
+	return env.ID[:min(len(env.ID), 31)] + "-" + mailspine.MsgID(hex.EncodeToString(sum[:16])) // 64 octets at most
+}
+
+// maxTogether is how many recipients an item has at most: it bounds the record of
+// its results, which a store must be able to write, and what one notification tells.
+const maxTogether = 1000
 
 // split makes the items of a message. refused is the first error of the Router
 // if it has a way to nobody; err is a temporary one.
@@ -227,7 +254,7 @@ func (q *Queue) split(ctx context.Context, env *mailspine.Envelope) (items []New
 			route = DomainRoute(rcpt)
 		}
 		n, ok := at[route]
-		if !ok {
+		if !ok || len(items[n].Recipients) >= maxTogether {
 			n = len(items)
 			at[route] = n
 			items = append(items, NewItem{Route: route})
@@ -248,29 +275,60 @@ func (q *Queue) route(ctx context.Context, env *mailspine.Envelope, rcpt mailspi
 }
 
 // checkHops refuses what has passed through too many systems (RFC 5321 section
-// 6.3). A header that cannot be read is somebody else's problem.
+// 6.3).
 func (q *Queue) checkHops(ctx context.Context, msg mailspine.Content) error {
 	limit := orDefault(q.MaxHops, DefaultMaxHops)
 	if limit < 0 {
 		return nil
 	}
-	h, err := mailspine.ReadHeader(ctx, msg, 0)
+	r, err := msg.Open(ctx)
 	if err != nil {
-		if errors.Is(err, mailspine.ErrHeaderTooLarge) {
-			return nil
-		}
 		return fmt.Errorf("queue: reading the header: %w", err)
 	}
-	hops := 0
-	for _, f := range h.Fields {
-		if f.Is("Received") {
-			hops++
-		}
+	defer r.Close()
+	hops, err := countHops(r, limit)
+	if err != nil {
+		return fmt.Errorf("queue: reading the header: %w", err)
 	}
 	if hops > limit {
-		return mailspine.Errorf(554, "5.4.6", "Too many hops, the message loops").WithCause(fmt.Errorf("queue: %d Received fields", hops))
+		return mailspine.Errorf(554, "5.4.6", "Too many hops, the message loops").WithCause(fmt.Errorf("queue: over %d Received fields", limit))
 	}
 	return nil
+}
+
+// countHops counts the Received fields of a header block of any size, up to
+// limit+1. It holds 4 KiB of it: a loop must not escape by a header that is too
+// large for mailspine.ReadHeader.
+func countHops(r io.Reader, limit int) (hops int, err error) {
+	br := bufio.NewReaderSize(r, 4096)
+	first, begins := true, true // of the message, of a line
+	for hops <= limit {
+		b, err := br.ReadSlice('\n')
+		fold := len(b) > 0 && (b[0] == ' ' || b[0] == '\t') && !first
+		if begins && !fold {
+			name, _, ok := bytes.Cut(b, []byte(":"))
+			name = bytes.TrimRight(name, " \t")
+			switch {
+			case !ok && err == bufio.ErrBufferFull: // too long for a name that matters
+			case !ok, len(name) == 0, bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+				return hops, noEOF(err) // an empty line, or one that is no field
+			case bytes.EqualFold(name, []byte("Received")):
+				hops++
+			}
+		}
+		if err != nil && err != bufio.ErrBufferFull {
+			return hops, noEOF(err)
+		}
+		first, begins = false, err == nil
+	}
+	return hops, nil
+}
+
+func noEOF(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
 // Stage implements mailspine.Stager: with the Store if it is one, so that what

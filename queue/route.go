@@ -9,7 +9,7 @@ import (
 )
 
 // A Router says which route a recipient takes: recipients of a message with the same Route
-// are leased and delivered together.
+// are leased and delivered together, up to 1,000 of them.
 //
 // Route is asked when a message is put, and again when it is leased. It must
 // not modify env, and must be safe for concurrent use. A permanent error (see

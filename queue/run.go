@@ -34,7 +34,8 @@ const (
 //
 // A result that cannot be settled because the store fails is kept, its lease
 // renewed, and tried again until it is: in one process nothing is delivered a
-// second time because of that. Meanwhile it takes up one of the Concurrency places.
+// second time because of that, unless the store cannot renew leases either until this
+// one has ended. Meanwhile it takes up one of the Concurrency places.
 func (q *Queue) Run(ctx context.Context) error {
 	if q.Store == nil {
 		return ErrNoStore

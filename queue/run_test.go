@@ -454,3 +454,56 @@ delivered sender@example.org 0s `
 		}
 	})
 }
+
+// A Router or a Gate that always panics undoes nothing that was delivered, and
+// what it keeps from being tried expires.
+func TestPanicsAlways(t *testing.T) {
+	run(t, func(b *bench) {
+		b.q.Router = queue.RouterFunc(func(_ context.Context, _ *mailspine.Envelope, r mailspine.Recipient) (queue.Route, error) {
+			if r.Address.Local == "sender" {
+				panic("bug")
+			}
+			return "r", nil
+		})
+	}, func(b *bench) {
+		b.answer = byLocal(map[string]error{"bob": errUnknown})
+		b.send(envelope("m1", "ann@example.net", "bob@example.net"))
+		time.Sleep(6 * 24 * time.Hour)
+		b.wantLog("0s ann+bob") // once; there is no way for the report
+		if st, c := b.stats(), b.q.Stats(); st.Items != 0 || c.Delivered != 1 || c.Expired != 1 {
+			t.Errorf("left in the store: %+v; %+v", st, c)
+		}
+	})
+	run(t, func(b *bench) {
+		b.q.Gate = queue.GateFunc(func(_ context.Context, r queue.Route) (queue.Hold, error) {
+			if r == "example.net" {
+				panic("bug")
+			}
+			return queue.Hold{}, nil
+		})
+	}, func(b *bench) {
+		b.send(envelope("m1", "ann@example.net"))
+		time.Sleep(6 * 24 * time.Hour)
+		b.wantLog("120h0m0s sender report")
+	})
+}
+
+// What the Gate was asked for when Grace ended is due at once.
+func TestGateShutdown(t *testing.T) {
+	run(t, func(b *bench) {
+		b.q.Grace = time.Second
+		b.q.Gate = queue.GateFunc(func(ctx context.Context, _ queue.Route) (queue.Hold, error) {
+			<-ctx.Done()
+			return queue.Hold{}, ctx.Err()
+		})
+	}, func(b *bench) {
+		b.send(envelope("m1", "ann@example.net"))
+		synctest.Wait()
+		if err := b.stop(); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if it := items(t, b.store)["example.net: ann"]; it.Leased || it.Due > 0 || it.Attempts != 0 {
+			t.Errorf("in the store: %+v, want it due at once", it)
+		}
+	})
+}

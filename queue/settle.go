@@ -166,7 +166,7 @@ func (q *Queue) settle(ctx context.Context, d *delivery, verdicts []verdict, del
 	sctx := context.WithoutCancel(ctx)
 	note := q.notification(ctx, d, verdicts, delay)
 	if note != nil && !q.notify(ctx, note) {
-		s.Emit = []Emission{note.emission(sctx, q)}
+		s.Emit = []Emission{note.emission(sctx, q, d)}
 	}
 	for failures := 0; ; {
 		errs, err := q.Store.Settle(sctx, s)

@@ -113,7 +113,8 @@ type Message struct {
 	Hold     string              // not empty: the items are held, for this reason
 }
 
-// A NewItem is the part of a message that goes one route.
+// A NewItem is the part of a message that goes one route. Several items of a
+// message may have the same route.
 type NewItem struct {
 	Route      Route
 	Recipients []int // indices in Envelope.Recipients, at least one

@@ -91,7 +91,7 @@ type Counts struct {
 
 	Held       uint64 // items given back without an attempt
 	Reports    uint64 // notifications handed over
-	Unreported uint64 // failures that nobody is told, because the sender is <>
+	Unreported uint64 // failures that nobody is told, because the sender is <>, and reports that the Store refuses as bad
 
 	Lost        uint64 // deliveries whose result could not be recorded
 	Panics      uint64 // of Next and other plugged-in parts, recovered

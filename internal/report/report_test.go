@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -325,4 +326,19 @@ func FuzzParseDelivery(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Folds without text cost nothing: a stranger writes as many as fit into a message.
+func TestParseDeliveryEmptyFolds(t *testing.T) {
+	b := []byte("Final-Recipient: rfc822; a@example.org\r\nX: " + strings.Repeat("v", 4000) + "\n" + strings.Repeat(" \x01\n", MaxStatus/3))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	d, err := ParseDelivery(b)
+	runtime.ReadMemStats(&after)
+	if err != nil || len(d.Recipients) != 1 {
+		t.Fatalf("ParseDelivery: %+v, %v", d, err)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+		t.Errorf("%d octets were allocated for %d", n, len(b))
+	}
 }

@@ -255,8 +255,11 @@ func group(b []byte) (fields []field, rest []byte) {
 			continue
 		}
 		if line[0] == ' ' || line[0] == '\t' {
+			// A fold without text adds nothing: else a value would be copied for each.
 			if n := len(fields); n > 0 && len(fields[n-1].value)+len(line) <= maxValue {
-				fields[n-1].value = strings.TrimSpace(fields[n-1].value + " " + text(line))
+				if t := text(line); t != "" {
+					fields[n-1].value = strings.TrimSpace(fields[n-1].value + " " + t)
+				}
 			}
 			continue
 		}

@@ -197,6 +197,18 @@ var putCases = []testCase{
 			}
 		}
 	}, ""},
+	{"SameRoute", "Several items of a message may have the same route.", func(k *kit) {
+		k.put(message("m1", "example.net: ann", "example.net: bob cid"))
+		l := k.lease(10, long)
+		if len(l) != 2 || l[0].Token.Item == l[1].Token.Item || rcpts(l[0]) != "ann" || rcpts(l[1]) != "bob cid" {
+			k.Fatalf("leased %v, want two items of example.net", names(l))
+		}
+		k.finish(l[0], queue.Delivered)
+		k.read("m1")
+		k.finish(l[1], queue.Delivered)
+		k.gone("m1")
+		k.none("both items are done")
+	}, ""},
 	{"Cancelled", "A method whose context has ended returns its error, and nothing has happened.", func(k *kit) {
 		k.put(simple("m1"))
 		l := k.one(long)
