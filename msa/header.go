@@ -3,6 +3,7 @@ package msa
 import (
 	"context"
 	"io"
+	"mime"
 	"net/mail"
 	"strings"
 	"time"
@@ -17,7 +18,7 @@ var once = []string{"Date", "From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Me
 // Bounds of an address field, which a person wrote.
 const (
 	maxAddressField = 64 << 10
-	maxMailboxes    = 100
+	maxMailboxes    = 100 // of all such fields of a message: each is a question to Senders
 )
 
 func malformed(format string, args ...any) error {
@@ -61,28 +62,10 @@ func checkSyntax(ctx context.Context, msg mailspine.Content, h *mailspine.Header
 	if len(h.Values("From")) == 0 {
 		return malformed("Header has no From field (RFC 5322 section 3.6)")
 	}
-	// The block ends with an empty line, or the message with it. Where it ends
-	// with something else, programs disagree about what is header.
-	r, err := msg.Open(ctx)
-	if err != nil {
+	switch ok, err := smtpd.HeaderEnds(ctx, msg, h); {
+	case err != nil:
 		return err
-	}
-	defer r.Close()
-	if sk, ok := r.(io.Seeker); ok {
-		_, err = sk.Seek(h.Body, io.SeekStart)
-	} else {
-		_, err = io.CopyN(io.Discard, r, h.Body)
-	}
-	if err != nil {
-		return err
-	}
-	var next [2]byte
-	switch n, err := io.ReadFull(r, next[:]); {
-	case err == io.EOF:
-		return nil
-	case err != nil && err != io.ErrUnexpectedEOF:
-		return err
-	case string(next[:n]) != "\r\n":
+	case !ok:
 		return malformed("Header line %d is neither a field nor empty (RFC 5322 section 2.2)", lines(h)+1)
 	}
 	return nil
@@ -98,6 +81,7 @@ func lines(h *mailspine.Header) int {
 
 // checkAuthors checks that whoever the header names as author or sender is the login.
 func (s *Server) checkAuthors(ctx context.Context, login *mailspine.Login, h *mailspine.Header) error {
+	n := 0
 	for _, name := range []string{"From", "Sender", "Resent-From", "Resent-Sender"} {
 		for _, v := range h.Values(name) {
 			list, err := mailboxes(v)
@@ -106,6 +90,9 @@ func (s *Server) checkAuthors(ctx context.Context, login *mailspine.Login, h *ma
 			}
 			if name == "Sender" && len(list) > 1 {
 				return malformed("Sender field has more than one address (RFC 5322 section 3.6.2)")
+			}
+			if n += len(list); n > maxMailboxes {
+				return malformed("Header has more than %d authors and senders", maxMailboxes)
 			}
 			for _, a := range list {
 				if err := s.mayUse(ctx, login, a, 554, "Address in the "+name+" field is not yours"); err != nil {
@@ -122,7 +109,11 @@ func mailboxes(v string) ([]mailspine.Address, error) {
 	if len(v) > maxAddressField {
 		return nil, mailspine.ErrHeaderTooLarge
 	}
-	list, err := mail.ParseAddressList(v)
+	// Display names are not looked at: one in a character set that we do not know is let pass.
+	parser := mail.AddressParser{WordDecoder: &mime.WordDecoder{
+		CharsetReader: func(_ string, r io.Reader) (io.Reader, error) { return r, nil },
+	}}
+	list, err := parser.ParseList(v)
 	if err != nil {
 		return nil, err
 	}

@@ -143,3 +143,37 @@ func FuzzHeader(f *testing.F) {
 		}
 	})
 }
+
+// A display name in a character set that Go does not know is no reason to refuse
+// a message: only the addresses matter.
+func TestForeignCharsetTaken(t *testing.T) {
+	b := &box{}
+	s := newServer(t, b)
+	c := loggedIn(t, start(t, s, s.Serve), "joe@example.org")
+	for _, name := range []string{"=?gb2312?B?1tDOxA==?=", "=?ISO-2022-JP?B?GyRCRnxLXBsoQg==?=", "=?koi8-r?Q?=C1?="} {
+		if r := c.submit("joe@example.org", "From: "+name+" <joe@example.org>\r\n\r\nx\r\n", "bob@example.com"); !strings.HasPrefix(r, "250 ") {
+			t.Errorf("%s: %s", name, r)
+		}
+		if r := c.submit("joe@example.org", "From: "+name+" <ann@example.org>\r\n\r\nx\r\n", "bob@example.com"); !strings.HasPrefix(r, "554 5.7.1 ") {
+			t.Errorf("%s: %s", name, r)
+		}
+	}
+}
+
+// What a header can make the server ask of Senders is bounded for the message,
+// not only for each field.
+func TestSendersAskedBounded(t *testing.T) {
+	b := &box{}
+	s := newServer(t, b)
+	asked := 0
+	s.Senders = SendersFunc(func(context.Context, *mailspine.Login, mailspine.Address) error { asked++; return nil })
+	s.Limits.MaxSize = 1 << 20
+	c := loggedIn(t, start(t, s, s.Serve), "joe@example.org")
+	msg := "From: joe@example.org\r\n" + strings.Repeat("Resent-From: a@b.c\r\n", 4000) + "\r\nx\r\n"
+	if r := c.submit("joe@example.org", msg, "bob@example.com"); !strings.HasPrefix(r, "554 5.6.0 ") {
+		t.Errorf("got %s", r)
+	}
+	if asked > maxMailboxes+1 {
+		t.Errorf("Senders were asked %d times", asked)
+	}
+}

@@ -14,7 +14,7 @@ type Limits struct {
 	MaxConns        int // connections at the same time; default 2,000; beyond: 421 4.3.2
 	MaxConnsPerAddr int // of these from one IPv4 address or IPv6 /64 network; default 50; beyond: 421 4.7.0
 	MaxCommands     int // commands of one connection; default 10,000; beyond: 421 4.7.0
-	MaxErrors       int // refused commands since the last accepted message; default 20; beyond: 421 4.7.0
+	MaxErrors       int // refused commands since the last accepted message, 452 4.5.3 aside; default 20; beyond: 421 4.7.0
 	MaxAuthFailures int // failed AUTH of one connection; default 3; the last one: 421 4.7.0
 
 	MaxRecipients int   // of one message; default 1,000; beyond: 452 4.5.3, the ones before stay accepted

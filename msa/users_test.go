@@ -83,17 +83,17 @@ func TestMemoryUsersCost(t *testing.T) {
 	if err := u.Add(mailspine.Login{Name: "joe"}, "sesame"); err != nil {
 		t.Fatal(err)
 	}
-	fastest := func(name string) time.Duration {
-		best := time.Hour
-		for range 3 {
+	// The fastest of several, taken in turn: a busy machine makes single ones slow.
+	known, unknown := time.Hour, time.Hour
+	for range 30 {
+		for name, best := range map[string]*time.Duration{"joe": &known, "nobody": &unknown} {
 			began := time.Now()
 			auth(&u, name, "wrong", "")
-			best = min(best, time.Since(began))
+			*best = min(*best, time.Since(began))
 		}
-		return best
+		if unknown >= known/3 && known >= unknown/3 {
+			return
+		}
 	}
-	known, unknown := fastest("joe"), fastest("nobody")
-	if unknown < known/3 || known < unknown/3 {
-		t.Errorf("known user %v, unknown user %v", known, unknown)
-	}
+	t.Errorf("known user %v, unknown user %v", known, unknown)
 }

@@ -2,8 +2,11 @@ package mta
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -152,6 +155,8 @@ func (m *Mux) find(rcpt mailspine.Address) (*target, error) {
 // recipients: a queue that uses the Mux as its Router hands over one domain
 // at a time, so there is seldom more than one. Each part has its own envelope
 // (Envelope.Subset) and context (mailspine.WithSubset); msg is the same for all.
+// If there are several, each has an ID of its own, the same one whenever the message is delivered again: two parts
+// may end in one queue, which is idempotent by ID.
 //
 // The results come back as RecipientErrors in the order of env.Recipients.
 // A part that fails does not keep the others from being delivered.
@@ -181,12 +186,27 @@ func (m *Mux) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspin
 		if len(part) == len(env.Recipients) {
 			return t.to.Deliver(ctx, env, msg)
 		}
-		err := t.to.Deliver(mailspine.WithSubset(ctx, part), env.Subset(part), msg)
+		sub := env.Subset(part)
+		sub.ID = partID(sub)
+		err := t.to.Deliver(mailspine.WithSubset(ctx, part), sub, msg)
 		for j, i := range part {
 			errs[i] = mailspine.ErrorAt(err, j)
 		}
 	}
 	return errs.Err()
+}
+
+// partID makes an ID of an envelope's ID and recipients. It begins like the former, for who reads logs.
+func partID(env *mailspine.Envelope) mailspine.MsgID {
+	if env.ID == "" {
+		return ""
+	}
+	h := sha256.New()
+	io.WriteString(h, string(env.ID))
+	for _, r := range env.Recipients {
+		io.WriteString(h, "\x00"+r.Address.String())
+	}
+	return env.ID[:min(len(env.ID), 31)] + "-" + mailspine.MsgID(hex.EncodeToString(h.Sum(nil)[:16])) // 64 octets at most
 }
 
 // Route returns the key under which a queue keeps a recipient: what the

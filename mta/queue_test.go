@@ -131,3 +131,30 @@ func TestReceiverShutdown(t *testing.T) {
 		t.Error("a connection was taken after Shutdown")
 	}
 }
+
+// wrap is a wrapper.
+type wrap struct{ mailspine.Deliverer }
+
+func (w wrap) Unwrap() mailspine.Deliverer { return w.Deliverer }
+
+// Two routes may lead into one queue, which is idempotent by ID: both parts arrive, once.
+func TestMuxIntoOneQueue(t *testing.T) {
+	store := memqueue.New(nil)
+	q := &queue.Queue{Store: store, Hostname: "h.example", Logger: slog.New(slog.DiscardHandler)}
+	m := &Mux{Routes: map[string]mailspine.Deliverer{"a.example": wrap{q}}, Default: q}
+	env := envelope(t, "ann@sender.example", "x@a.example", "y@b.example")
+	if err := m.Deliver(t.Context(), env, mailspine.StringContent("x\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Stats(t.Context())
+	if err != nil || st.Messages != 2 {
+		t.Errorf("the queue has %d messages, %v: one of two recipients is lost", st.Messages, err)
+	}
+	// Delivered again, after a crash, nothing is doubled.
+	if err := m.Deliver(t.Context(), env, mailspine.StringContent("x\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := store.Stats(t.Context()); st.Messages != 2 {
+		t.Errorf("%d messages after a repetition", st.Messages)
+	}
+}

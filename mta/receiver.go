@@ -35,7 +35,9 @@ import (
 //     message that the policy wants quarantined.
 //
 // The body is not touched, nor any other header field: malformed MIME passes as it
-// is. What SMTP itself does not allow (a bare CR or LF, NUL, lines over the
+// is. A header that ends with a line that is no field gets the empty line that it lacks: for some readers
+// such a line ends the header, others would find forged results below it. (With a Checker that enforces
+// DMARC the message is refused, since what its author is depends on the reader.) What SMTP itself does not allow (a bare CR or LF, NUL, lines over the
 // limit) is refused by the server.
 //
 // A message from the null reverse-path is a report, and reports have one
@@ -91,7 +93,7 @@ type ReceiverLimits struct {
 	MaxConns        int   // connections at the same time; 0: 2,000; beyond: 421 4.3.2
 	MaxConnsPerAddr int   // of these from one IPv4 address or IPv6 /64 network; 0: 50; beyond: 421 4.7.0
 	MaxCommands     int   // commands of one connection; 0: 10,000; beyond: 421 4.7.0
-	MaxErrors       int   // refused commands since the last message taken; 0: 20; beyond: 421 4.7.0
+	MaxErrors       int   // refused commands since the last message taken, 452 4.5.3 aside; 0: 20; beyond: 421 4.7.0
 	MaxRecipients   int   // of one message; 0: 1,000; beyond: 452 4.5.3
 	MaxSize         int64 // octets of one message; 0: 50 MiB; beyond: 552 5.3.4
 	MaxLine         int   // octets of one text line with its CRLF; 0: 1,000
@@ -113,12 +115,12 @@ type ReceiverTrace struct {
 	// Disconnected is called when it is over.
 	Disconnected func(ctx context.Context, remote netip.AddrPort, lasted time.Duration)
 	// Wire is called for each line without its line end, sent by us or by the
-	// client. A message is replaced by its size.
+	// client. What AUTH exchanges is replaced by "***", and a message by its size.
 	Wire func(ctx context.Context, remote netip.AddrPort, sent bool, line string)
 	// Checked is called with the results of authentication, before they are acted
 	// upon. Neither may be changed.
 	Checked func(ctx context.Context, env *mailspine.Envelope, r *auth.Results)
-	// Message is called after the reply to a message: its envelope, the octets
+	// Message is called before the reply to a message: its envelope, the octets
 	// received, and the error; nil: taken.
 	Message func(ctx context.Context, env *mailspine.Envelope, size int64, err error)
 }
@@ -265,7 +267,14 @@ func (s *receiverSession) prepare(check *auth.Check) smtpd.Prepare {
 			now = r.Now
 		}
 		head = append(head, smtpd.Received(env, s.c.Hostname(), now())...)
-		return mailspine.Edit(ctx, msg, mailspine.HeaderEdit{Prepend: head, Drop: checker.Forged})
+		edit := mailspine.HeaderEdit{Prepend: head, Drop: checker.Forged}
+		switch ok, err := smtpd.HeaderEnds(ctx, msg, h); {
+		case err != nil:
+			return nil, err
+		case !ok:
+			edit.Append = []byte("\r\n")
+		}
+		return mailspine.Edit(ctx, msg, edit)
 	}
 }
 

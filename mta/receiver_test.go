@@ -24,6 +24,8 @@ import (
 	"github.com/mailspine/mailspine/auth"
 	"github.com/mailspine/mailspine/auth/dkim"
 	"github.com/mailspine/mailspine/auth/dns/dnstest"
+	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/memqueue"
 )
 
 // A sink is a Deliverer that keeps what it gets.
@@ -524,3 +526,65 @@ func (s *goSMTPSession) Data(r io.Reader) error {
 
 func (s *goSMTPSession) Reset()        { s.from, s.to = "", "" }
 func (s *goSMTPSession) Logout() error { return nil }
+
+// A queue is idempotent by ID. One that took the message for some recipients must
+// still take it for those that Undelivered hands over.
+func TestReceiverMixedIntoOneQueue(t *testing.T) {
+	store := memqueue.New(nil)
+	q := &queue.Queue{Store: store, Hostname: "mx1.here.example", Logger: slog.New(slog.DiscardHandler)}
+	full := mailspine.DelivererFunc(func(context.Context, *mailspine.Envelope, mailspine.Content) error {
+		return mailspine.Errorf(452, "4.2.2", "Mailbox full")
+	})
+	r := newReceiver(&Mux{Routes: map[string]mailspine.Deliverer{"here.example": full}, Default: q})
+	r.Undelivered = q
+	replies := talk(t, serve(t, r), "EHLO helo.example", "MAIL FROM:<ann@good.example>", "RCPT TO:<bob@here.example>",
+		"RCPT TO:<postmaster@mx1.here.example>", "DATA", from("good.example", "\r\nhi\r\n.\r\n"))
+	if got := replies[len(replies)-1]; !strings.HasPrefix(got, "250 2.0.0 ") {
+		t.Fatalf("reply %q", got)
+	}
+	if st, err := store.Stats(t.Context()); err != nil || st.Messages != 2 {
+		t.Errorf("the queue has %d messages, %v: one of two recipients is lost", st.Messages, err)
+	}
+}
+
+// A report to many recipients goes to the first, however many follow: the client
+// comes again for the others.
+func TestReceiverReportToMany(t *testing.T) {
+	next := &sink{}
+	cmds := []string{"EHLO helo.example", "MAIL FROM:<>"}
+	for range 30 {
+		cmds = append(cmds, "RCPT TO:<bob@here.example>")
+	}
+	replies := talk(t, serve(t, newReceiver(next)), append(cmds, "DATA", from("helo.example", "\r\nreport\r\n.\r\n"))...)
+	if got := replies[len(replies)-1]; !strings.HasPrefix(got, "250 2.0.0 ") || len(next.all()) != 1 {
+		t.Errorf("%q", replies[len(replies)-3:])
+	}
+}
+
+// A line that is no field ends the header for us, but not for every reader. What stands
+// below it must not pass for header: not a forged result, and not as a fold of our Received either.
+func TestReceiverHeaderEndsInJunk(t *testing.T) {
+	const forged = "Authentication-Results: mx1.here.example; dmarc=pass\r\n"
+	for name, msg := range map[string]string{
+		"fold first":  " fold\r\n" + forged + from("good.example", "\r\nhi\r\n"),
+		"junk first":  "junk\r\n" + forged + from("good.example", "\r\nhi\r\n"),
+		"junk inside": "Subject: x\r\njunk\r\n" + forged + from("good.example", "\r\nhi\r\n"),
+	} {
+		for _, checker := range []*auth.Checker{nil, {Resolver: receiverZone(), ID: "mx1.here.example", Monitor: true, Logger: slog.New(slog.DiscardHandler)}} {
+			next := &sink{}
+			r := newReceiver(next)
+			r.Checker = checker
+			if reply := send(t, serve(t, r), "ann@good.example", "bob@here.example", msg); !strings.HasPrefix(reply, "250 ") {
+				t.Errorf("%s: %s", name, reply)
+				continue
+			}
+			head, body, _ := strings.Cut(next.all()[0].msg, "\r\n\r\n")
+			if strings.Contains(head, "dmarc=pass") && checker == nil || strings.Contains(head, "junk") || strings.Contains(head, "fold\r\n") || !strings.Contains(body, forged) {
+				t.Errorf("%s: the header is\n%s", name, head)
+			}
+			if want, _, _ := strings.Cut(msg, forged); !strings.HasSuffix(next.all()[0].msg, strings.TrimPrefix(want, "Subject: x\r\n")+forged+from("good.example", "\r\nhi\r\n")) {
+				t.Errorf("%s: the rest has changed:\n%q", name, next.all()[0].msg)
+			}
+		}
+	}
+}

@@ -21,14 +21,19 @@ func (c *Conn) command(line []byte) {
 	}
 	verb, arg, hasArg := strings.Cut(text, " ")
 	verb = strings.ToUpper(verb)
-	if verb == "AUTH" {
+	switch {
+	case verb == "AUTH":
+		c.authSeen = true
 		mech, _, ir := strings.Cut(arg, " ")
 		shown := "AUTH " + mech
 		if ir {
 			shown += " ***"
 		}
 		c.traceWire(false, shown)
-	} else {
+	case c.authSeen && !isVerb(verb):
+		// Credentials, perhaps, of a client that does not look at our replies.
+		c.traceWire(false, "***")
+	default:
 		c.traceWire(false, text)
 	}
 	arg = strings.TrimRight(arg, " ") // RFC 5321 section 4.1.1: trailing white space is let pass
@@ -83,6 +88,15 @@ func (c *Conn) command(line []byte) {
 	default:
 		c.refuse(500, "5.5.1", "Command not recognized")
 	}
+}
+
+// isVerb reports whether a word is one of SMTP's, which may be traced after AUTH.
+func isVerb(verb string) bool {
+	switch verb {
+	case "EHLO", "HELO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "STARTTLS", "VRFY", "HELP", "EXPN", "ETRN":
+		return true
+	}
+	return false
 }
 
 // cleanLine takes the CRLF off a command line, and says what is wrong with it.
@@ -262,7 +276,11 @@ func (c *Conn) rcpt(arg string) {
 	}
 	if err != nil {
 		c.refused = true
+		before := c.errs
 		c.refuseErr("RCPT refused", err)
+		if st := mailspine.Status(err); st.Code == 452 && st.Enhanced == ec("4.5.3") {
+			c.errs = before // as above
+		}
 		return
 	}
 	env.Recipients = append(env.Recipients, rcpt)

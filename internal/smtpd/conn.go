@@ -49,6 +49,7 @@ type Conn struct {
 	commands int
 	errs     int
 	authBad  int
+	authSeen bool // the client has said AUTH
 	over     bool // the last reply has been written
 	linger   bool // it was our wish: let the client read it
 	lost     bool // nothing can be written any more

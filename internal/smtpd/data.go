@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,7 @@ type message struct {
 	failed  error  // the connection failed
 	gaveUp  bool   // the client sends far more than is reasonable
 	aborted []byte // the command that ended a sequence of BDAT
+	part    bool   // what is being read is a chunk with others behind it
 }
 
 func (c *Conn) newMessage() *message {
@@ -36,7 +38,8 @@ func (c *Conn) newMessage() *message {
 	return &message{textCheck: textCheck{maxLine: l.MaxLine, maxSize: l.MaxSize}}
 }
 
-var errAborted = errors.New("smtpd: the client gave up the message")
+// errAborted is for the log only: the client is answered what it said instead.
+var errAborted = mailspine.Errorf(503, "5.5.1", "The client gave up the message")
 
 // Read is the session's view.
 func (m *message) Read(p []byte) (int, error) {
@@ -68,8 +71,10 @@ func (m *message) Read(p []byte) (int, error) {
 // take looks at a piece, and makes it pending if all is well.
 func (m *message) take(piece []byte) {
 	m.pending = nil
-	if m.verdict == nil {
-		m.verdict = m.scan(piece)
+	if !m.bare { // also when there is a verdict: a bare message ends the connection
+		if err := m.scan(piece); m.verdict == nil {
+			m.verdict = err
+		}
 	}
 	if m.verdict == nil {
 		m.pending = piece
@@ -195,12 +200,18 @@ func (c *Conn) receive(m *message) {
 		}
 		return
 	}
-	if c.server.LMTP {
+	if c.server.LMTP && !m.part {
 		for i := range env.Recipients { // RFC 2033 section 4.2
-			c.answer(text, mailspine.ErrorAt(err, i))
+			c.answer(text, forOne(mailspine.ErrorAt(err, i)))
 		}
 	} else {
 		c.answer(text, err)
+	}
+	// One error at most, whoever is refused, and none if someone was taken.
+	if err != nil && (!c.server.LMTP || !slices.Contains(mailspine.ErrorsFor(err, len(env.Recipients)), nil)) {
+		c.errs++
+	} else {
+		c.errs = 0
 	}
 	if m.gaveUp || m.bare {
 		c.bye("4.7.0", "Closing the connection")
@@ -213,17 +224,25 @@ type onlyReader struct{ m *message }
 
 func (r onlyReader) Read(p []byte) (int, error) { return r.m.Read(p) }
 
+// forOne is the status of one of several recipients: not one that ends the
+// connection, and with it the others' replies.
+func forOne(err error) error {
+	if st := mailspine.Status(err); st != nil && (st.Code == 421 || st.Code == 521) {
+		st.Code += 29 // 450, 550
+		return st
+	}
+	return err
+}
+
 func (c *Conn) answer(text string, err error) {
 	if err == nil {
 		if text == "" {
 			text = "Ok"
 		}
 		c.ok(250, "2.0.0", text)
-		c.errs = 0
 		return
 	}
 	st := mailspine.Status(err)
-	c.errs++
 	if st.Code == 421 || st.Code == 521 {
 		c.finish(st.Code, st.Enhanced, st.Message)
 		return
@@ -284,7 +303,7 @@ func (c *Conn) bdat(arg string) {
 		}
 		m.pending = nil
 	}
-	left = size
+	left, m.part = size, !last
 	if c.tx == nil || len(c.tx.Envelope.Recipients) == 0 {
 		// The chunk follows the command even when that is refused (RFC 3030 section 2).
 		m.verdict = errAborted
@@ -298,7 +317,7 @@ func (c *Conn) bdat(arg string) {
 			c.readFailed(m.failed)
 			c.over = true
 		case m.gaveUp:
-			c.bye("5.3.4", "Chunk is too large")
+			c.bye("4.7.0", "Chunk is too large")
 		}
 		return
 	}
@@ -315,6 +334,7 @@ func (c *Conn) bdat(arg string) {
 			if left, last = c.nextChunk(m); m.failed != nil || m.aborted != nil {
 				return
 			}
+			m.part = !last
 		}
 		next()
 	}
@@ -327,7 +347,7 @@ func (c *Conn) nextChunk(m *message) (size int64, last bool) {
 	defer func() { c.inData = true }()
 	for { // bounded by MaxCommands and MaxErrors
 		line, err := c.readLine(maxCommandLine)
-		if err != nil {
+		if err != nil && err != errTooLong {
 			m.fail(err)
 			return 0, false
 		}
@@ -341,6 +361,9 @@ func (c *Conn) nextChunk(m *message) (size int64, last bool) {
 			m.aborted = []byte("NOOP\r\n")
 			c.bye("4.7.0", "Too many commands or errors")
 			return 0, false
+		case err != nil:
+			c.traceWire(false, "[line too long]")
+			c.refuse(500, "5.5.2", "Line too long")
 		case verb == "BDAT":
 			c.traceWire(false, text)
 			if size, last, ok := parseBdat(strings.TrimRight(arg, " ")); ok {

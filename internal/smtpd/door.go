@@ -27,8 +27,9 @@ const maxHops = 100
 // must be told 250, since it would otherwise send the message to all again; the recipients
 // that Next did not take go to Undelivered, which bounces or queues the message
 // for them, and whose nil is needed for the 250. Undelivered is called with the
-// envelope's Subset, under the same ID, and finds the reasons with
-// [mailspine.FailuresFrom].
+// envelope's Subset, under an ID of its own, since a queue is idempotent by ID and
+// may have the message for others already; the log has both. It finds the reasons
+// with [mailspine.FailuresFrom].
 //
 // Undelivered may be nil only if Next takes all recipients or none, as a queue
 // does. If it is nil and the results are mixed nevertheless, or if Undelivered
@@ -176,9 +177,11 @@ func (d *Door) deliver(ctx context.Context, env *mailspine.Envelope, msg mailspi
 	}
 	uctx, cancel := d.bounded(mailspine.WithFailures(ctx, why))
 	defer cancel()
-	left := d.Undelivered.Deliver(uctx, env.Subset(failed), msg)
+	rest := env.Subset(failed)
+	rest.ID = mailspine.NewMsgID()
+	left := d.Undelivered.Deliver(uctx, rest, msg)
 	if left == nil {
-		d.log().Info("smtpd: recipients handed to Undelivered", "id", env.ID, "recipients", len(res), "failed", len(failed), "error", err)
+		d.log().Info("smtpd: recipients handed to Undelivered", "id", env.ID, "as", rest.ID, "recipients", len(res), "failed", len(failed), "error", err)
 		return nil
 	}
 	left = mailspine.ErrorsFor(left, len(failed)).Err()

@@ -440,3 +440,77 @@ func TestHandlerRefuses(t *testing.T) {
 	c.expect("554 5.3.2 ")
 	c.closed()
 }
+
+// 452 4.5.3 asks the client to go on with the recipients that it has. It is not
+// held against it, whoever says it: a client that sends its recipients at once
+// would be cut off at the error limit each time, and never deliver to anyone.
+func TestTooManyRecipientsIsNoError(t *testing.T) {
+	r := &recorder{rcpt: func(tx *Transaction, _ *mailspine.Recipient) error {
+		if len(tx.Envelope.Recipients) > 0 {
+			return mailspine.Errorf(452, "4.5.3", "One recipient for each message")
+		}
+		return nil
+	}}
+	c := dialTo(t, start(t, &Server{Handler: r}))
+	c.expect("220 ")
+	c.cmd("EHLO a", "250-")
+	c.cmd("MAIL FROM:<joe@example.com>", "250 ")
+	c.cmd("RCPT TO:<r0@example.org>", "250 ")
+	for i := range 50 {
+		c.cmd(fmt.Sprintf("RCPT TO:<r%d@example.org>", i+1), "452 4.5.3 ")
+	}
+	c.cmd("DATA", "354 ")
+	c.send("x\r\n.\r\n")
+	c.expect("250 ")
+	if got := r.got(); len(got) != 1 || len(got[0].env.Recipients) != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
+// Many recipients that an LMTP server refuses after the data are no errors of
+// the client's, if others were taken.
+func TestErrorLimitLMTP(t *testing.T) {
+	r := &recorder{data: func(tx *Transaction, r io.Reader) (string, error) {
+		io.Copy(io.Discard, r)
+		res := make(mailspine.RecipientErrors, len(tx.Envelope.Recipients))
+		for i := 1; i < len(res); i++ {
+			res[i] = mailspine.Errorf(452, "4.2.2", "Full")
+		}
+		return "", res.Err()
+	}}
+	c := dialTo(t, start(t, &Server{Handler: r, LMTP: true, Limits: Limits{MaxErrors: 3}}))
+	c.expect("220 ")
+	c.cmd("LHLO a", "250-")
+	c.cmd("MAIL FROM:<joe@example.com>", "250 ")
+	for i := range 10 {
+		c.cmd(fmt.Sprintf("RCPT TO:<r%d@example.org>", i), "250 ")
+	}
+	c.cmd("DATA", "354 ")
+	c.send("x\r\n.\r\n")
+	c.expect("250 ")
+	for range 9 {
+		c.expect("452 4.2.2 ")
+	}
+	c.cmd("NOOP", "250 ")
+}
+
+// A 421 or 521 that is the result of one recipient is not the end of the connection.
+func TestClosingStatusLMTP(t *testing.T) {
+	r := &recorder{data: func(_ *Transaction, r io.Reader) (string, error) {
+		io.Copy(io.Discard, r)
+		return "", mailspine.RecipientErrors{mailspine.Errorf(421, "4.4.2", "Away"), nil, mailspine.Errorf(521, "5.3.2", "No mail")}
+	}}
+	c := dialTo(t, start(t, &Server{Handler: r, LMTP: true}))
+	c.expect("220 ")
+	c.cmd("LHLO a", "250-")
+	c.cmd("MAIL FROM:<joe@example.com>", "250 ")
+	for i := range 3 {
+		c.cmd(fmt.Sprintf("RCPT TO:<r%d@example.org>", i), "250 ")
+	}
+	c.cmd("DATA", "354 ")
+	c.send("x\r\n.\r\n")
+	c.expect("450 4.4.2 Away")
+	c.expect("250 ")
+	c.expect("550 5.3.2 No mail")
+	c.cmd("NOOP", "250 ")
+}

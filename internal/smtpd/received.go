@@ -1,6 +1,8 @@
 package smtpd
 
 import (
+	"context"
+	"io"
 	"strings"
 	"time"
 
@@ -37,6 +39,31 @@ func Received(env *mailspine.Envelope, by string, now time.Time) []byte {
 	}
 	b.WriteString(";\r\n\t" + now.Format("Mon, 02 Jan 2006 15:04:05 -0700") + "\r\n")
 	return []byte(b.String())
+}
+
+// HeaderEnds reports whether msg's header block h ends properly, with an empty line or
+// with the message. Where it ends with a line that is no field, programs disagree about
+// what is header.
+func HeaderEnds(ctx context.Context, msg mailspine.Content, h *mailspine.Header) (bool, error) {
+	r, err := msg.Open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	if sk, ok := r.(io.Seeker); ok {
+		_, err = sk.Seek(h.Body, io.SeekStart)
+	} else {
+		_, err = io.CopyN(io.Discard, r, h.Body)
+	}
+	if err != nil {
+		return false, err
+	}
+	var next [2]byte
+	n, err := io.ReadFull(r, next[:])
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return false, err
+	}
+	return n == 0 || string(next[:n]) == "\r\n", nil
 }
 
 // traceName makes sure that nothing foreign breaks the syntax of the field.

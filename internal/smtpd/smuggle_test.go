@@ -238,3 +238,66 @@ func sound(text string, maxLine int) bool {
 	}
 	return true
 }
+
+// A message that is bad for another reason first, and has a bare LF later: its
+// connection is closed all the same.
+func TestBareAfterOtherFault(t *testing.T) {
+	for name, fault := range map[string]string{
+		"NUL":       "a\x00b\r\n",
+		"same line": "a\x00b\nc\r\n",
+		"long line": strings.Repeat("x", 1200) + "\r\n",
+		"size":      strings.Repeat("x\r\n", 2000),
+	} {
+		r := &recorder{}
+		c := dialTo(t, start(t, &Server{Handler: r, Limits: Limits{MaxSize: 5000}}))
+		c.expect("220 ")
+		beginMessage(c)
+		c.send("Subject: x\r\n\r\n" + fault + "\n.\nMAIL FROM:<evil@example.com>\r\n.\r\nNOOP\r\n")
+		c.expect("55")
+		if reply := c.reply(); !strings.HasPrefix(reply, "421 4.7.0 ") {
+			t.Errorf("%s: %q follows", name, reply)
+			continue
+		}
+		c.closed()
+	}
+}
+
+// RFC 2033 section 4.2 and RFC 3030: a chunk that is not the last one has one
+// reply, with LMTP too. More would be taken for the replies to later commands.
+func TestChunkRefusedLMTP(t *testing.T) {
+	r := &recorder{}
+	c := dialTo(t, start(t, &Server{Handler: r, LMTP: true}))
+	c.expect("220 ")
+	c.cmd("LHLO a", "250-")
+	for _, last := range []string{"", " LAST"} {
+		c.cmd("MAIL FROM:<joe@example.com>", "250 ")
+		for i := range 3 {
+			c.cmd(fmt.Sprintf("RCPT TO:<r%d@example.org>", i), "250 ")
+		}
+		c.send("BDAT 3" + last + "\r\na\x00b")
+		c.expect("554 5.6.0 ")
+		if last != "" {
+			c.expect("554 5.6.0 ")
+			c.expect("554 5.6.0 ")
+		}
+		c.cmd("NOOP", "250 2.0.0 Ok")
+	}
+}
+
+// A command line that is too long is refused inside of a sequence of chunks, too.
+func TestLongLineBetweenChunks(t *testing.T) {
+	r := &recorder{}
+	c := dialTo(t, start(t, &Server{Handler: r}))
+	c.expect("220 ")
+	c.cmd("EHLO a", "250-")
+	c.cmd("MAIL FROM:<joe@example.com>", "250 ")
+	c.cmd("RCPT TO:<ann@example.org>", "250 ")
+	c.send("BDAT 3\r\na\r\n")
+	c.expect("250 ")
+	c.cmd("NOOP "+strings.Repeat("x", 5000), "500 5.5.2 Line too long")
+	c.send("BDAT 3 LAST\r\nb\r\n")
+	c.expect("250 ")
+	if got := r.got(); len(got) != 1 || got[0].data != "a\r\nb\r\n" {
+		t.Errorf("%v", got)
+	}
+}

@@ -254,3 +254,46 @@ func TestTLSListener(t *testing.T) {
 		t.Error("Serve hides that its listener failed")
 	}
 }
+
+// A client that does not look at the reply to AUTH sends its user name and
+// password as if it had been asked: they are not traced either.
+func TestTraceUnaskedCredentials(t *testing.T) {
+	for _, login := range []bool{false, true} {
+		var mu sync.Mutex
+		var wire []string
+		tr := &Trace{Wire: func(_ context.Context, _ netip.AddrPort, sent bool, line string) {
+			mu.Lock()
+			defer mu.Unlock()
+			wire = append(wire, line)
+		}}
+		c := dialTo(t, start(t, &Server{Handler: &recorder{login: login}, Trace: tr}))
+		c.expect("220 ")
+		c.cmd("EHLO a", "250-")
+		c.cmd("AUTH LOGIN", "50")
+		c.cmd("am9lQGV4YW1wbGUub3Jn", "500 ")
+		c.cmd("c2VjcmV0", "500 ")
+		c.cmd("NOOP still here", "250 ")
+		mu.Lock()
+		all := strings.Join(wire, "\n")
+		mu.Unlock()
+		if strings.Contains(all, "c2VjcmV0") || !strings.Contains(all, "\n***\n") || !strings.Contains(all, "NOOP still here") {
+			t.Errorf("login %v: the wire log has\n%s", login, all)
+		}
+	}
+}
+
+// A client that gives up a message is nothing to be alarmed about.
+func TestAbortedChunksLog(t *testing.T) {
+	l := &logs{}
+	c := dialTo(t, start(t, &Server{Handler: &recorder{}, Logger: l.logger()}))
+	c.expect("220 ")
+	c.cmd("EHLO a", "250-")
+	c.cmd("MAIL FROM:<joe@example.com>", "250 ")
+	c.cmd("RCPT TO:<ann@example.org>", "250 ")
+	c.send("BDAT 3\r\na\r\n")
+	c.expect("250 ")
+	c.cmd("RSET", "250 2.0.0 Ok")
+	if s := l.String(); strings.Contains(s, "level=ERROR") {
+		t.Error(s)
+	}
+}

@@ -137,7 +137,7 @@ func TestFaults(t *testing.T) {
 	runScript(t, a, steps)
 	s.Close()
 	calls := dry.Calls("")
-	every := 3
+	every := 5
 	if os.Getenv("MAILSPINE_CI") != "" || os.Getenv("MAILSPINE_SOAK") != "" {
 		every = 1
 	}
