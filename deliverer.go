@@ -45,7 +45,8 @@ func (f DelivererFunc) Deliver(ctx context.Context, env *Envelope, msg Content) 
 
 // RecipientErrors is the outcome of a delivery by recipient: as long as
 // Envelope.Recipients and in its order, nil for each recipient that was taken.
-// Return it through [RecipientErrors.Err], so that "all taken" is a nil error.
+// Return it through [RecipientErrors.Err], so that "all taken" is a nil error, and
+// do not join it with other errors: wrap one error with one %w, or none.
 type RecipientErrors []error
 
 // Err returns nil if every entry is nil, and otherwise e itself.

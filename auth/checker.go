@@ -218,7 +218,7 @@ func (k *Check) Finish() *Results {
 	}
 	if !timer.Stop() {
 		k.logger().LogAttrs(context.WithoutCancel(k.ctx), slog.LevelWarn, "authentication timed out",
-			slog.Duration("limit", limit), slog.String("from", r.SPF.Sender))
+			slog.Duration("limit", limit), slog.String("spf_domain", r.SPF.Domain))
 	}
 	k.done = true
 	k.cancel()

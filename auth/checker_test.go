@@ -359,6 +359,7 @@ func TestSigner(t *testing.T) {
 		{"no key", from("joe@example.com"), 0, "550 5.7.1 Not authorised to send for example.com"},
 		{"unrelated key", from("joe@foreign.example"), 1, "550 5.7.1 Not authorised to send for foreign.example"},
 		{"no author", "Subject: x\r\n\r\n", 0, "550 5.7.1 Message has not exactly one author"},
+		{"two authors, one below a line that is no field", "From: a@example.org\r\njunk\r\n" + from("a@example.org"), 0, "550 5.7.1 Message has not exactly one author"},
 		{"two authors", from("a@example.org, b@example.com"), 0, "550 5.7.1"},
 	} {
 		for _, required := range []bool{false, true} {

@@ -112,6 +112,10 @@ func (s *Signer) Deliver(ctx context.Context, env *mailspine.Envelope, msg mails
 			WithCause(errors.New("auth: no signing key is of the author domain"))
 	}
 	sigs, err := dkim.Sign(ctx, msg, &dkim.SignOptions{Now: s.Now, MaxHeader: s.MaxHeader}, keys...)
+	if errors.Is(err, dkim.ErrNoAuthor) {
+		// A line that is no field ended the header for dmarc.Author, and a From is below it.
+		return s.unsigned(ctx, env, msg, "Message has not exactly one author domain in From", err)
+	}
 	if err != nil {
 		return s.failed("sign for "+domain, err)
 	}

@@ -86,7 +86,8 @@ type Relay struct {
 	// Timeouts bound each step.
 	Timeouts RelayTimeouts
 	// MaxConnections bounds how many connections are tried for one domain in one
-	// delivery, over all hosts and addresses. 0: 6.
+	// delivery, over all hosts and addresses. 0: 6. A message that goes in clear after a failed
+	// handshake may take one more than that.
 	MaxConnections int
 	// MaxRecipients bounds the recipients of one transaction; more are sent in several, over the
 	// same connection. 0: 100, what every server must take (RFC 5321 section 4.5.3.1.8).

@@ -99,6 +99,29 @@ func TestRelayTLS(t *testing.T) {
 	}
 }
 
+// The certificate of an address literal is for the address, whatever the literal's form.
+func TestRelayTLSLiteral(t *testing.T) {
+	ca := newCA(t)
+	for domain, ip := range map[string]string{"[192.0.2.1]": "192.0.2.1", "[IPv6:2001:db8::1]": "2001:db8::1"} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNetwork(t)
+			n.certs = ca.server(t, ip)
+			n.scripts[ip] = []script{"S: 220 hi\nC: EHLO out.sender.example\nS: 250-hi\nS: 250 STARTTLS\nC: STARTTLS\nS: 220 go\nTLS\n" +
+				"C: EHLO out.sender.example\nS: 250 hi\nC: MAIL FROM:<ann@sender.example>\nS: 550 5.7.0 no\nC: QUIT\nS: 221 bye\n"}
+			r := n.relay()
+			r.TLSConfig = &tls.Config{RootCAs: ca.pool, ServerName: "ignored.example"}
+			r.TLSPolicy = TLSRules{"": {Level: TLSVerify}}
+			a := &attempt{}
+			err := r.Deliver(mailspine.WithAttempt(t.Context(), a), envelope(t, "ann@sender.example", "bob@"+domain), mailspine.StringContent("x\r\n"))
+			n.done()
+			wantStatus(t, domain, mailspine.ErrorAt(err, 0), "550 5.7.0")
+			if got := a.receipts[0].TLS; got.Peer != ip || got.ServerID != "" {
+				t.Errorf("%s: %+v", domain, got)
+			}
+		})
+	}
+}
+
 func TestTLSRules(t *testing.T) {
 	rules := TLSRules{"example.org": {Level: TLSVerify}, ".example.org": {Level: TLSEncrypt}, ".a.example.org": {Level: TLSOpportunistic}}
 	for domain, want := range map[string]TLSLevel{

@@ -129,12 +129,13 @@ func (t *transfer) tlsConfig(host string, verified *string) *tls.Config {
 	if c.MinVersion == 0 {
 		c.MinVersion = tls.VersionTLS12 // RFC 8996
 	}
-	if !strings.HasPrefix(host, "[") {
-		c.ServerName = host
+	c.ServerName = host
+	if ip, ok := (mailspine.Address{Domain: host}).Literal(); ok {
+		c.ServerName, host = "", ip.String() // RFC 6066 section 3: SNI has no addresses
 	}
 	names := t.rule.Names
 	if names == nil {
-		names = []string{strings.Trim(host, "[]")}
+		names = []string{host}
 	}
 	roots := t.rule.Roots
 	if roots == nil {

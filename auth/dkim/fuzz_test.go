@@ -65,6 +65,7 @@ func FuzzVerify(f *testing.F) {
 	rec := zone[ks[1].Name()][0]
 	f.Add([]byte(mustSign(f, message, ks[1])), rec, 3)
 	f.Add([]byte("DKIM-Signature: v=1; a=rsa-sha256; d=a.b; s=c; h=from; bh=; b=\r\n\r\n"), "v=DKIM1; p=", 1)
+	f.Add([]byte(" x\xff\r\nFrom: a@example.org\r\n\r\n"), rec, 5)
 	files, err := filepath.Glob("testdata/*.eml")
 	if err != nil {
 		f.Fatal(err)

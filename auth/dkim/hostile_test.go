@@ -38,9 +38,10 @@ func TestManySignatures(t *testing.T) {
 func TestHeaderBound(t *testing.T) {
 	_, zone := signers(t)
 	for name, fill := range map[string]string{
-		"one line":   "X-Fill: " + strings.Repeat("x", 2<<20),
-		"many lines": strings.Repeat("X-Fill: x\r\n", 200000),
-		"no end":     strings.Repeat("x", 2<<20),
+		"one line":    "X-Fill: " + strings.Repeat("x", 2<<20),
+		"many lines":  strings.Repeat("X-Fill: x\r\n", 200000),
+		"no end":      strings.Repeat("x", 2<<20),
+		"many fields": strings.Repeat("a:\n", mailspine.MaxHeaderFields), // 15 KB, and one too many
 	} {
 		s := (&Verifier{Resolver: zone}).Start(t.Context())
 		s.Write([]byte("DKIM-Signature: v=1\r\n"))
@@ -172,6 +173,34 @@ func TestKeyRecords(t *testing.T) {
 	}
 }
 
+// A lone CR is no white space: it must not stand in for a signed blank.
+func TestLoneCR(t *testing.T) {
+	for in, want := range map[string]string{
+		"From: a \t b\r\n":      "from:a b\r\n",
+		"From: a\r\n b \r\n":    "from:a b\r\n",
+		"From: a\rb\r\n":        "from:a\rb\r\n",
+		"From: a \r\r\n\tb\r\n": "from:a \r b\r\n",
+	} {
+		if got := string(canonicalField([]byte(in), true)); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// While keys are waited for, a header of many small fields costs little more than its octets.
+func TestHeaderMemory(t *testing.T) {
+	s := (&Verifier{Resolver: mailspine.ResolverFunc(stuck)}).Start(t.Context())
+	defer s.Cancel()
+	sig := "DKIM-Signature: v=1; a=rsa-sha256; d=example.org; s=s; h=from; b=AAAA;\r\n bh=47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\r\n"
+	s.Write([]byte(sig + strings.Repeat("a: "+strings.Repeat("x", 100)+"\r\n", 4000) + "\r\n"))
+	if len(s.sigs) != 1 || s.sigs[0].Status != "" {
+		t.Fatalf("%+v", s.sigs)
+	}
+	if s.sigs[0].field != nil || s.sigs[0].tags != nil {
+		t.Error("the signature holds on to the fields")
+	}
+}
+
 func TestResolverErrors(t *testing.T) {
 	ks, _ := signers(t)
 	msg := mustSign(t, message, ks[1])
@@ -185,6 +214,13 @@ func TestResolverErrors(t *testing.T) {
 		if res := verify(t, &Verifier{Resolver: r}, msg); statuses(res) != want {
 			t.Errorf("%v: %+v", kind, res)
 		}
+	}
+	// Against the contract: neither records nor an error.
+	empty := mailspine.ResolverFunc(func(context.Context, string, mailspine.Type) (mailspine.Answer, error) {
+		return mailspine.Answer{}, nil
+	})
+	if res := verify(t, &Verifier{Resolver: empty}, msg); statuses(res) != "temperror" {
+		t.Errorf("empty answer: %+v", res)
 	}
 	if res := verify(t, &Verifier{}, msg); statuses(res) != "temperror" {
 		t.Errorf("no resolver: %+v", res)

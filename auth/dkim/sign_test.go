@@ -180,7 +180,7 @@ func TestSignErrors(t *testing.T) {
 			t.Errorf("%s: signed", name)
 		}
 	}
-	for _, msg := range []string{"Subject: x\r\n\r\n", "From: a@example.org\r\nFrom: b@example.org\r\n\r\n", "", "\r\nFrom: a@example.org\r\n"} {
+	for _, msg := range []string{"Subject: x\r\n\r\n", "From: a@example.org\r\nFrom: b@example.org\r\n\r\n", "", "\r\nFrom: a@example.org\r\n", " x\r\nFrom: a@example.org\r\n\r\n"} {
 		if _, err := Sign(t.Context(), mailspine.StringContent(msg), nil, good); !errors.Is(err, ErrNoAuthor) {
 			t.Errorf("%q: %v", msg, err)
 		}

@@ -145,7 +145,8 @@ type SignOptions struct {
 }
 
 // ErrNoAuthor is the error of [Sign] for a message without exactly one From
-// field: a signature of it would not be worth anything.
+// field, or for one whose header begins with white space: a signature of it
+// would not be worth anything.
 var ErrNoAuthor = errors.New("dkim: the message has not exactly one From field")
 
 // Sign reads a message once, as a stream, and returns one DKIM-Signature field
@@ -205,6 +206,10 @@ func Sign(ctx context.Context, msg mailspine.Content, opts *SignOptions, keys ..
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+	}
+	if len(split.buf) > 0 && (split.buf[0] == ' ' || split.buf[0] == '\t') {
+		// It would continue whatever is put before it, the signature first of all.
+		return nil, fmt.Errorf("%w: it begins with the continuation of a field", ErrNoAuthor)
 	}
 	bl := splitBlock(split.buf)
 	if len(bl.byName["from"]) != 1 {

@@ -26,7 +26,8 @@ const maxFrom = 16 << 10
 // The field is read strictly, since it protects what a reader sees: an address
 // in the display name that is not quoted, a route, an address literal,
 // a control character, all make the field unreadable. Several addresses of one domain are fine.
-// Encoded words are not decoded: they can stand in names only.
+// Encoded words are not decoded: they can stand in names only, and a local part that looks like one
+// makes the field unreadable.
 func Author(h *mailspine.Header) (string, error) {
 	var from *mailspine.HeaderField
 	for i := range h.Fields {
@@ -69,23 +70,22 @@ func Author(h *mailspine.Header) (string, error) {
 type fromToken struct {
 	kind byte // 'a' atom, 'q' quoted string, or the special itself
 	text string
-	glue bool // no white space and no comment before it
 }
 
 // scanFrom splits an address list into tokens; comments and white space go.
 func scanFrom(s string) ([]fromToken, error) {
 	var toks []fromToken
 	bad := func(why string) ([]fromToken, error) { return nil, fmt.Errorf("%w: %s", ErrBadFrom, why) }
-	glue := false
+	// Nowhere, be it quoted or in a comment: for some readers a lone CR ends the field.
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+		return bad("control character")
+	}
 	for i := 0; i < len(s); {
 		c := s[i]
 		switch {
 		case c == ' ' || c == '\t':
 			i++
-			glue = false
 			continue
-		case c < ' ' || c == 0x7f:
-			return bad("control character")
 		case c == '(':
 			depth := 0
 			for ; ; i++ {
@@ -100,15 +100,12 @@ func scanFrom(s string) ([]fromToken, error) {
 					depth++
 				case ')':
 					depth--
-				case 0:
-					return bad("control character")
 				}
 				if depth == 0 {
 					break
 				}
 			}
 			i++
-			glue = false
 			continue
 		case c == '"':
 			var b strings.Builder
@@ -124,15 +121,12 @@ func scanFrom(s string) ([]fromToken, error) {
 						return bad("a quoted string is not closed")
 					}
 				}
-				if s[i] < ' ' && s[i] != '\t' || s[i] == 0x7f {
-					return bad("control character")
-				}
 				b.WriteByte(s[i])
 			}
 			i++
-			toks = append(toks, fromToken{'q', b.String(), glue})
+			toks = append(toks, fromToken{'q', b.String()})
 		case strings.IndexByte("<>@,;:", c) >= 0:
-			toks = append(toks, fromToken{c, string(c), glue})
+			toks = append(toks, fromToken{c, string(c)})
 			i++
 		case strings.IndexByte(`)[]\`, c) >= 0:
 			return bad("unexpected " + string(c))
@@ -141,9 +135,8 @@ func scanFrom(s string) ([]fromToken, error) {
 			for i < len(s) && s[i] > ' ' && s[i] != 0x7f && strings.IndexByte(`<>@,;:()[]\"`, s[i]) < 0 {
 				i++
 			}
-			toks = append(toks, fromToken{'a', s[start:i], glue})
+			toks = append(toks, fromToken{'a', s[start:i]})
 		}
-		glue = true
 	}
 	return toks, nil
 }
@@ -289,7 +282,8 @@ func addrSpec(el []fromToken) (domain string, ok bool) {
 		}
 		return b.String(), true
 	}
-	if _, ok := join(el[:at]); !ok {
+	// Readers that decode encoded words before they parse would see another address.
+	if local, ok := join(el[:at]); !ok || strings.Contains(local, "=?") {
 		return "", false
 	}
 	return join(el[at+1:])

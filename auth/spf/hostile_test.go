@@ -186,6 +186,12 @@ func TestIdentities(t *testing.T) {
 		}
 		checkField(t, r.Header("mx.example.net"))
 	}
+	for _, helo := range []string{"a\u0085X: y", "a\u2028X: y", "a\u2029X: y", "a\xffb", "a\r\nX: y"} {
+		r := v.Check(t.Context(), ip, helo, mailspine.Address{})
+		if f := string(r.Header(helo)); strings.ContainsAny(f, "\u0085\u2028\u2029") || strings.Contains(f, "\xff") || strings.Contains(f, "\nX") {
+			t.Errorf("%q: %q", helo, f)
+		}
+	}
 	r := v.Check(t.Context(), ip, "h.example", mailspine.Address{Local: "joe", Domain: "local.example"})
 	if r.Explanation != "joe h.example mx.example.net 1234 192.0.2.1" {
 		t.Errorf("%+v", r)

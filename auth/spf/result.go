@@ -138,7 +138,7 @@ func quoteValue(s string) string {
 		case c == '"' || c == '\\':
 			b.WriteByte('\\')
 			b.WriteRune(c)
-		case c < ' ' || c == 0x7f || c == 0xfffd:
+		case isControl(c):
 			b.WriteByte('?')
 		default:
 			b.WriteRune(c)
@@ -155,13 +155,19 @@ func commentText(s string) string {
 		case c == '(' || c == ')' || c == '\\':
 			b.WriteByte('\\')
 			b.WriteRune(c)
-		case c < ' ' || c == 0x7f || c == 0xfffd:
+		case isControl(c):
 			b.WriteByte('?')
 		default:
 			b.WriteRune(c)
 		}
 	}
 	return b.String()
+}
+
+// isControl reports what must not get into a header field: control characters,
+// U+2028 and U+2029, which end lines for some readers, and what is not UTF-8.
+func isControl(c rune) bool {
+	return c < ' ' || c >= 0x7f && c < 0xa0 || c == 0x2028 || c == 0x2029 || c == 0xfffd
 }
 
 func clip(s string) string {

@@ -137,7 +137,12 @@ func special(ip netip.Addr) (netRange, bool) {
 
 func contains(list []netip.Prefix, ip netip.Addr) (netip.Prefix, bool) {
 	for _, p := range list {
-		if p.Contains(ip) {
+		q := p
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+			// ip was unmapped, and so must be a prefix that was written mapped.
+			q = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		}
+		if q.Contains(ip) {
 			return p, true
 		}
 	}

@@ -74,11 +74,12 @@ func TestCheck(t *testing.T) {
 func TestAllowPrivate(t *testing.T) {
 	g := &Guard{
 		AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd12::/16"), netip.MustParsePrefix("fe80::/10")},
-		Forbid:       []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24"), netip.MustParsePrefix("8.8.8.0/24"), netip.MustParsePrefix("2a00:1450::/32")},
+		Forbid: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24"), netip.MustParsePrefix("8.8.8.0/24"), netip.MustParsePrefix("2a00:1450::/32"),
+			netip.MustParsePrefix("::ffff:9.9.9.0/120")}, // an IPv4 prefix, written mapped
 	}
 	for addr, want := range map[string]bool{
 		"127.0.0.1": true, "::ffff:127.0.0.1": true, "::1": false, "10.1.1.1": true, "10.2.0.1": false, "fd12::1": true, "fd13::1": false, "fe80::1%eth0": true,
-		"10.1.2.1": false, "8.8.8.8": false, "8.8.9.8": true, "2a00:1450::1": false, "64:ff9b::8.8.8.8": false, "2002:808:808::1": false,
+		"10.1.2.1": false, "8.8.8.8": false, "8.8.9.8": true, "9.9.9.9": false, "::ffff:9.9.9.9": false, "9.9.8.9": true, "2a00:1450::1": false, "64:ff9b::8.8.8.8": false, "2002:808:808::1": false,
 		// To allow an address is not to allow what a translator makes of it.
 		"64:ff9b::127.0.0.1": false, "2002:7f00:1::1": false, "::127.0.0.1": false,
 	} {
