@@ -75,10 +75,10 @@ type Queue struct {
 	Concurrency int
 	// PerRoute is how many items of one route are; 0: DefaultPerRoute.
 	PerRoute int
-	// LeaseTTL is how long items stay with a process that died; 0: DefaultLeaseTTL.
+	// LeaseTTL is how long items stay with a process that died; 0 or negative: DefaultLeaseTTL.
 	// Leases are renewed while a delivery runs, so it does not bound that.
 	LeaseTTL time.Duration
-	// Poll is how often a Store is asked that is no Waiter; 0: DefaultPoll.
+	// Poll is how often a Store is asked that is no Waiter; 0 or negative: DefaultPoll.
 	Poll time.Duration
 	// Grace is how long deliveries may go on when Run's context is done; 0:
 	// DefaultGrace, negative: not at all.

@@ -131,7 +131,7 @@ func backoff(failures *int) time.Duration {
 	return d
 }
 
-func (q *Queue) leaseTTL() time.Duration { return orDefault(q.LeaseTTL, DefaultLeaseTTL) }
+func (q *Queue) leaseTTL() time.Duration { return orDefault(max(q.LeaseTTL, 0), DefaultLeaseTTL) }
 
 // room returns how many items may be leased, which routes not, and when a hold
 // ends next (0: there is none). The number is so small that no route can get more
@@ -187,7 +187,7 @@ func (q *Queue) pause(ctx context.Context, d time.Duration) {
 func (q *Queue) rest(ctx context.Context, exclude []Route, next time.Duration) bool {
 	w, ok := q.Store.(Waiter)
 	if !ok {
-		poll := orDefault(q.Poll, DefaultPoll)
+		poll := orDefault(max(q.Poll, 0), DefaultPoll)
 		if next > 0 {
 			poll = min(poll, next)
 		}

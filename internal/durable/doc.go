@@ -24,12 +24,15 @@
 // After a failed sync the kernel may have thrown the data away and marked it clean, and a
 // second sync would then report success for data that is lost. So a sync is never
 // repeated: a Log whose sync failed refuses everything from then on ([ErrFailed]), until
-// the file is opened again and what is really on the disk is read back.
+// the file is opened again. What is read then may still be only in memory, so
+// OpenLog writes the last batch anew, whole as it was read, and syncs that.
 //
 // # Other systems
 //
 // On Linux data is synced with fdatasync, on Darwin with F_FULLFSYNC, elsewhere
 // with what os.File.Sync does. Windows cannot sync a directory; there the names of new
-// files are as durable as NTFS's own journal makes them. Locks are flock on
+// files are as durable as NTFS's own journal makes them. Nor does it let a file be renamed or
+// removed that os.OpenFile has open, which [CreateLog] and the callers of Rename here
+// do: this package builds there, and is not known to work. Locks are flock on
 // Unix and LockFileEx on Windows.
 package durable

@@ -89,8 +89,9 @@ func Or(fsys FS) FS {
 }
 
 // MkdirAll makes a directory and the parents that it lacks, and syncs each
-// parent, so that the path is durable when it returns nil. A directory that is there
-// already is left as it is.
+// parent, so that what it made is durable when it returns nil. A directory that is there
+// already is left as it is: if a process may have been killed before it had synced
+// the name, that is the caller's to sync.
 func MkdirAll(fsys FS, name string, perm fs.FileMode) error {
 	fi, err := fsys.Stat(name)
 	if err == nil {

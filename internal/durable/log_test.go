@@ -392,6 +392,36 @@ func TestLogFailedSync(t *testing.T) {
 	}
 }
 
+// What a log reads when it is opened again is durable from then on, though the
+// kernel dropped it when a sync failed, or never got to sync it.
+func TestLogReadIsDurable(t *testing.T) {
+	for _, why := range []error{syscall.EIO, durabletest.ErrKilled} {
+		var d durabletest.Disk
+		f := &durabletest.Faults{FS: &d}
+		l := create(t, f, "log")
+		appendOne(t, l, "one", "")
+		f.Set(durabletest.Nth(durabletest.Sync, 1, why))
+		if _, err := l.Append(durable.Record{Meta: []byte("two"), Body: make([]byte, 600<<10)}); err == nil {
+			t.Fatal("Append succeeded without a sync")
+		}
+		l.Close()
+		l, metas := open(t, &d, "log")
+		if fmt.Sprint(metas) != "[one two]" {
+			t.Fatalf("%v: records %v", why, metas)
+		}
+		for seed := range uint64(4) {
+			if _, metas := open(t, d.Crash(seed), "log"); fmt.Sprint(metas) != "[one two]" {
+				t.Errorf("%v, crash %d: records %v, those that were read are gone", why, seed, metas)
+			}
+		}
+		appendOne(t, l, "three", "")
+		l.Close()
+		if _, metas := open(t, d.Crash(0), "log"); fmt.Sprint(metas) != "[one two three]" {
+			t.Errorf("%v: records %v", why, metas)
+		}
+	}
+}
+
 // When the disk is full nothing of the batch stays, and the log goes on when there is room.
 func TestLogDiskFull(t *testing.T) {
 	var d durabletest.Disk

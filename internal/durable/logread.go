@@ -13,6 +13,8 @@ import (
 //
 // A torn tail, which a crash during the last Append leaves, is cut off. Damage
 // that a crash cannot explain is a *[CorruptError], and the file is left as it is.
+// What replay was given is durable when OpenLog returns nil, even if an earlier
+// process was killed before its sync, or its sync failed.
 func OpenLog(fsys FS, name string, o LogOptions, replay func(loc Location, meta []byte) error) (*Log, error) {
 	fsys = Or(fsys)
 	flag := os.O_RDWR
@@ -50,31 +52,55 @@ func (l *Log) load(replay func(Location, []byte) error) error {
 		return &VersionError{l.name, v, l.opt.Version}
 	}
 	copy(l.mark[:], h[12:])
-	end, bad, err := l.scan(fi.Size(), replay)
+	start, end, bad, err := l.scan(fi.Size(), replay)
 	if err != nil {
 		return err
 	}
 	l.size = end
-	if bad == "" {
+	if l.opt.Strict {
+		if bad != "" {
+			return &CorruptError{l.name, end, bad}
+		}
 		return nil
 	}
-	if l.opt.Strict {
-		return &CorruptError{l.name, end, bad}
+	if bad != "" {
+		if err := l.tornFrom(end, fi.Size(), bad); err != nil {
+			return err
+		}
+		// The cut is synced before anything is appended: otherwise a piece of the old
+		// tail could be found behind a new, shorter one.
+		if err := l.file.Truncate(end); err != nil {
+			return err
+		}
 	}
-	if err := l.tornFrom(end, fi.Size(), bad); err != nil {
-		return err
-	}
-	// The cut is synced before anything is appended: otherwise a piece of the old
-	// tail could be found behind a new, shorter one.
-	if err := l.file.Truncate(end); err != nil {
+	if err := l.rewrite(start, end); err != nil {
 		return err
 	}
 	return l.file.Sync()
 }
 
+// rewrite writes what is read between two offsets to where it is. What is read may
+// be in the memory of the kernel only: a process may have been killed before its
+// sync, or have been told that it failed, and then the pages count as clean and
+// another sync would do nothing for them. All before the last batch was synced.
+func (l *Log) rewrite(start, end int64) error {
+	b := make([]byte, min(end-start, 256<<10))
+	for off := start; off < end; {
+		n := min(int64(len(b)), end-off)
+		if _, err := l.file.ReadAt(b[:n], off); err != nil {
+			return noEOF(err)
+		}
+		if _, err := l.file.WriteAt(b[:n], off); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}
+
 // scan reads records until the end or the first that is not whole, and says
-// what is wrong with that.
-func (l *Log) scan(size int64, replay func(Location, []byte) error) (end int64, bad string, err error) {
+// what is wrong with that. The last batch begins at start.
+func (l *Log) scan(size int64, replay func(Location, []byte) error) (start, end int64, bad string, err error) {
 	r := &window{f: l.file}
 	// Bodies are read in the last batch, which may be torn. Where it begins is
 	// known only at the end, so its records wait until the next batch shows that
@@ -103,12 +129,12 @@ func (l *Log) scan(size int64, replay func(Location, []byte) error) (end int64, 
 		last = last[:0]
 		return 0, "", nil
 	}
-	start := int64(logHeader)
+	start = logHeader
 	for off := start; ; {
 		var h []byte
 		if off+recordHeader <= size {
 			if h, err = r.read(off, recordHeader); err != nil {
-				return 0, "", err
+				return 0, 0, "", err
 			}
 		}
 		loc, back, why := l.parse(h, off, size)
@@ -118,18 +144,18 @@ func (l *Log) scan(size int64, replay func(Location, []byte) error) (end int64, 
 			want := binary.LittleEndian.Uint32(h[16:])
 			sum := crc32.Checksum(h[:16], castagnoli)
 			if meta, err = r.read(off+recordHeader, loc.MetaLen); err != nil {
-				return 0, "", err
+				return 0, 0, "", err
 			}
 			if crc32.Update(sum, castagnoli, meta) != want {
 				why = "the checksum of the record is wrong"
 			} else if back != 0 && back != off-start {
-				return 0, "", &CorruptError{l.name, off, "the record belongs to another batch"}
+				return 0, 0, "", &CorruptError{l.name, off, "the record belongs to another batch"}
 			} else {
 				if back == 0 {
 					if at, bad, err := flush(false); err != nil {
-						return 0, "", err
+						return 0, 0, "", err
 					} else if bad != "" {
-						return 0, "", &CorruptError{l.name, at, bad}
+						return 0, 0, "", &CorruptError{l.name, at, bad}
 					}
 					start = off
 				}
@@ -143,12 +169,12 @@ func (l *Log) scan(size int64, replay func(Location, []byte) error) (end int64, 
 		}
 		at, bad, err := flush(true)
 		if err != nil {
-			return 0, "", err
+			return 0, 0, "", err
 		}
 		if bad != "" {
-			return at, bad, nil
+			return start, at, bad, nil
 		}
-		return off, why, nil
+		return start, off, why, nil
 	}
 }
 

@@ -82,6 +82,11 @@ func (s *Store) load() error {
 	s.genera++
 	first := s.opening()
 	if len(numbers) == 0 {
+		// The directory may be there only because an earlier process was killed
+		// before its name was synced.
+		if err := s.fsys.SyncDir(filepath.Dir(s.dir)); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
 		l, err := durable.CreateLog(s.fsys, s.segmentPath(1), s.logOptions(false), first)
 		if err != nil {
 			return err
@@ -172,7 +177,9 @@ func (s *Store) append(recs []durable.Record, apply func(seg *segment, locs []du
 func (s *Store) rotate() {
 	s.jmu.Lock()
 	defer s.jmu.Unlock()
-	if s.head.log.Size() < s.opt.SegmentSize || s.failure() != nil {
+	// Whose sync failed may not have told the store yet. Nothing may follow a
+	// segment with a tail that may be torn.
+	if s.head.log.Size() < s.opt.SegmentSize || s.failure() != nil || s.head.log.Err() != nil {
 		return
 	}
 	s.mu.Lock()

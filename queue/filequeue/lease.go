@@ -53,7 +53,7 @@ func (s *Store) Lease(ctx context.Context, req queue.LeaseRequest) ([]queue.Leas
 		}
 		s.epoch++
 		it.epoch = s.epoch
-		s.sched.wait(it, now+int64(req.TTL), leased)
+		s.sched.wait(it, now+span(req.TTL), leased)
 		got = append(got, s.view(it, now))
 	}
 	s.mu.Unlock()
@@ -209,7 +209,7 @@ func (s *Store) Extend(ctx context.Context, ttl time.Duration, tokens ...queue.T
 			continue
 		}
 		s.sched.take(it)
-		due := now + int64(max(0, ttl))
+		due := now + span(ttl)
 		earlier = earlier || due < it.due
 		s.sched.wait(it, due, leased)
 	}

@@ -147,7 +147,7 @@ func (s *Store) newPut(m queue.Message, ref bodyRef) *putEntry {
 	for i, n := range m.Items {
 		it := &p.items[i]
 		it.id, it.route = first+uint64(i), string(n.Route)
-		it.delay, it.held, it.reason = int64(max(0, m.Delay)), m.Hold != "", reason(m.Hold)
+		it.delay, it.held, it.reason = span(m.Delay), m.Hold != "", reason(m.Hold)
 		it.rcpts = make([]recipient, len(n.Recipients))
 		for j, r := range slices.Sorted(slices.Values(n.Recipients)) {
 			it.rcpts[j].index = r

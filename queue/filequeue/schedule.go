@@ -1,12 +1,20 @@
 package filequeue
 
 import (
+	"time"
+
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/queue"
 )
 
 // Times in memory are nanoseconds of the monotonic clock since the store was
 // opened; before that they are negative.
+
+// maxDelay is what longer delays are cut to, 73 years, so that no sum of times overflows.
+const maxDelay = 1 << 61
+
+// span is a delay as it is calculated with: not negative, and not over maxDelay.
+func span(d time.Duration) int64 { return min(max(0, int64(d)), maxDelay) }
 
 type status uint8
 

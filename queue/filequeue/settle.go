@@ -191,7 +191,7 @@ func (s *Store) fill(ctx context.Context, st *settling, v *view, open int, owned
 		}
 	}
 	st.entry = &settleEntry{
-		item: uint64(v.id), epoch: v.epoch, stamp: s.wall(s.now()), delay: int64(max(0, in.Delay)), attempts: uint64(v.attempts) + 1,
+		item: uint64(v.id), epoch: v.epoch, stamp: s.wall(s.now()), delay: span(in.Delay), attempts: uint64(v.attempts) + 1,
 	}
 	if left == 0 {
 		st.entry.done = v.msg
@@ -314,10 +314,9 @@ func (s *Store) Abandon(ctx context.Context, delay time.Duration, why string, to
 	}
 	defer s.end()
 	why = reason(why)
-	delay = max(0, delay)
 	var errs []error
 	for part := range slices.Chunk(tokens, maxAbandon) {
-		if err := s.abandon(delay, why, part); err != nil {
+		if err := s.abandon(span(delay), why, part); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -327,14 +326,14 @@ func (s *Store) Abandon(ctx context.Context, delay time.Duration, why string, to
 	return nil
 }
 
-func (s *Store) abandon(delay time.Duration, why string, tokens []queue.Token) error {
+func (s *Store) abandon(delay int64, why string, tokens []queue.Token) error {
 	var e encoder
 	var items []*item
 	s.mu.Lock()
 	for _, t := range tokens {
 		if it := s.reserve(t); it != nil {
 			items = append(items, it)
-			e.abandon(&abandonEntry{uint64(it.id), it.epoch, s.wall(s.now()), int64(delay), why})
+			e.abandon(&abandonEntry{uint64(it.id), it.epoch, s.wall(s.now()), delay, why})
 		}
 	}
 	s.mu.Unlock()
@@ -346,7 +345,7 @@ func (s *Store) abandon(delay time.Duration, why string, tokens []queue.Token) e
 		for _, it := range items {
 			s.sched.take(it)
 			it.reason, it.lapsed = why, false
-			s.sched.wait(it, now+int64(delay), waiting)
+			s.sched.wait(it, now+delay, waiting)
 			s.unreserve(it.msg)
 		}
 		s.notify()

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 
 	"github.com/mailspine/mailspine"
@@ -28,15 +27,20 @@ func (s *Store) Stage(ctx context.Context, size int64) (mailspine.Stage, error) 
 	if err := s.accepts(); err != nil {
 		return nil, err
 	}
-	return &stage{s: s}, nil
+	return &stage{s: s, reserve: s.opt.MinFree}, nil
 }
+
+// roomStep is how many octets are written to a stage between looks at the room
+// that is left, so that messages that arrive do not use up what is kept for results.
+const roomStep = 64 << 10
 
 var errStageDone = errors.New("filequeue: stage is closed")
 
 // A stage is where a message arrives. A Put may adopt its file: the name is the
 // store's then, and the descriptor still the stage's, until Close.
 type stage struct {
-	s *Store
+	s       *Store
+	reserve int64 // what is to stay free; 0: not looked at
 
 	mu     sync.Mutex
 	buf    bytes.Buffer
@@ -44,6 +48,7 @@ type stage struct {
 	name   string // of the file; "": it was adopted
 	size   int64
 	crc    uint32
+	since  int64 // octets written to the file since the room was looked at
 	sealed bool
 	closed bool
 	failed error
@@ -75,7 +80,9 @@ func (st *stage) write(p []byte) (int, error) {
 		if int64(st.buf.Len()+len(p)) <= st.s.opt.InlineMax {
 			return st.buf.Write(p)
 		}
-		name := filepath.Join(st.s.dir, stageDir, strconv.FormatUint(st.s.stages.Add(1), 10))
+		// The generation keeps apart from those of a store that is opened later
+		// the stages that outlive this one's Close.
+		name := filepath.Join(st.s.dir, stageDir, fmt.Sprintf("%d-%d", st.s.genera, st.s.stages.Add(1)))
 		f, err := st.s.fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return 0, err
@@ -85,6 +92,12 @@ func (st *stage) write(p []byte) (int, error) {
 			return 0, err
 		}
 		st.buf = bytes.Buffer{}
+	}
+	if st.since += int64(len(p)); st.since >= roomStep {
+		if err := st.s.room(st.reserve); err != nil {
+			return 0, err
+		}
+		st.since = 0
 	}
 	return st.file.Write(p)
 }

@@ -178,6 +178,11 @@ func (s *Store) start() error {
 		return err
 	}
 	s.lock = lock
+	// A process that was killed may have begun or removed a segment, or made a
+	// directory, without a sync of the name. What is done from here on counts on it.
+	if err := s.fsys.SyncDir(s.dir); err != nil {
+		return err
+	}
 	stages, err := s.fsys.ReadDir(filepath.Join(s.dir, stageDir))
 	if err != nil {
 		return err

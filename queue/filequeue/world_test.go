@@ -557,7 +557,7 @@ func TestDiskFullStaging(t *testing.T) {
 	if d.Used() != used {
 		t.Errorf("%d octets were left behind", d.Used()-used)
 	}
-	if _, err := d.Stat("spool/stage/1"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := d.Stat("spool/stage/1-1"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the stage is still there: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package durabletest
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -68,9 +69,14 @@ func Nth(op Op, n int, err error) Fault {
 	}
 }
 
+// ErrKilled is for a Fault that fails every call from some moment on, as if the
+// process were dead. A Sync that fails with it loses nothing: what was written
+// is left to the kernel, and to the next process that opens the Disk.
+var ErrKilled = errors.New("durabletest: the process is dead")
+
 // Faults is a file system that fails on demand. When it fails a Sync of a file
 // of a [Disk], what was not synced is lost to the disk, as it is when a
-// kernel fails one. All methods are safe for concurrent use.
+// kernel fails one, unless it fails with [ErrKilled]. All methods are safe for concurrent use.
 type Faults struct {
 	FS durable.FS // nil: the operating system's
 
@@ -263,7 +269,7 @@ func (h *faultyFile) Truncate(size int64) error {
 
 func (h *faultyFile) Sync() error {
 	if err := h.f.call(Sync, h.Name(), 0); err != nil {
-		if d, ok := h.File.(interface{ loseDirty() }); ok {
+		if d, ok := h.File.(interface{ loseDirty() }); ok && !errors.Is(err, ErrKilled) {
 			d.loseDirty()
 		}
 		return err
