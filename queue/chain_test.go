@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,9 +24,9 @@ func TestQueueIntoQueue(t *testing.T) {
 	run(t, func(b *bench) {
 		second.Logger = b.q.Logger
 		f.Store, b.q.Store = b.store, f
-		failures := 0
+		var failures atomic.Int32
 		f.settle = func() error { // the results of the first deliveries are lost
-			if failures++; failures <= 2 {
+			if failures.Add(1) <= 2 {
 				return queue.ErrLeaseLost
 			}
 			return nil

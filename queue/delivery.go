@@ -48,7 +48,7 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 				settled = q.giveBack(work, d, 0, "interrupted by a shutdown", true)
 				return
 			}
-			q.logger().ErrorContext(ctx, "asking the gate failed", "route", d.lease.Route, "error", err)
+			q.logger().ErrorContext(ctx, "asking the gate failed", "route", d.lease.Route, "err", err)
 			hold = Hold{Reason: "the gate failed: " + line(err.Error(), maxText)}
 		}
 		if !hold.IsZero() {
@@ -236,7 +236,7 @@ func (q *Queue) giveBack(ctx context.Context, d *delivery, wait time.Duration, r
 func (q *Queue) abandon(ctx context.Context, d *delivery, delay time.Duration, reason string) bool {
 	if err := q.Store.Abandon(context.WithoutCancel(ctx), delay, reason, d.lease.Token); err != nil {
 		q.counters.storeErrors.Add(1)
-		q.logger().ErrorContext(ctx, "giving an item back failed", "id", d.lease.Envelope.ID, "error", err)
+		q.logger().ErrorContext(ctx, "giving an item back failed", "id", d.lease.Envelope.ID, "err", err)
 		return false
 	}
 	return true

@@ -240,13 +240,13 @@ func (q *Queue) returned(ctx context.Context, d *delivery, failed bool) (b []byt
 	}
 	r, err := msg.Open(ctx)
 	if err != nil {
-		q.logger().ErrorContext(ctx, "a notification goes without the header of its message", "id", env.ID, "error", err)
+		q.logger().ErrorContext(ctx, "a notification goes without the header of its message", "id", env.ID, "err", err)
 		return nil, false
 	}
 	defer r.Close()
 	b, err = io.ReadAll(io.LimitReader(r, maxReturnedHeader))
 	if err != nil {
-		q.logger().ErrorContext(ctx, "a notification goes without the header of its message", "id", env.ID, "error", err)
+		q.logger().ErrorContext(ctx, "a notification goes without the header of its message", "id", env.ID, "err", err)
 		return nil, false
 	}
 	return header(b), false
@@ -284,7 +284,7 @@ func (q *Queue) notify(ctx context.Context, n *note) bool {
 		return q.Notifications.Deliver(ctx, n.env, mailspine.BytesContent(n.content))
 	}()
 	if err != nil {
-		q.logger().ErrorContext(ctx, "a notification was refused by Notifications, it goes into the queue", "id", n.env.ID, "error", err)
+		q.logger().ErrorContext(ctx, "a notification was refused by Notifications, it goes into the queue", "id", n.env.ID, "err", err)
 	}
 	return err == nil
 }

@@ -101,7 +101,7 @@ func (q *Queue) loop(ctx, work context.Context, deliveries *sync.WaitGroup) erro
 				return fmt.Errorf("queue: leasing: %w", err)
 			}
 			q.counters.storeErrors.Add(1)
-			q.logger().ErrorContext(ctx, "leasing failed", "error", err)
+			q.logger().ErrorContext(ctx, "leasing failed", "err", err)
 			q.pause(ctx, backoff(&failures))
 			continue
 		}
@@ -216,7 +216,7 @@ func (q *Queue) rest(ctx context.Context, exclude []Route, next time.Duration) b
 	<-woken
 	if err != nil && !ended && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 		q.counters.storeErrors.Add(1)
-		q.logger().ErrorContext(ctx, "waiting failed", "error", err)
+		q.logger().ErrorContext(ctx, "waiting failed", "err", err)
 	}
 	return ended
 }
@@ -280,7 +280,7 @@ func (q *Queue) renew(ctx context.Context, done <-chan struct{}) {
 		for _, d := range all {
 			if err := d.extend(context.WithoutCancel(ctx), ttl, ttl*2/3); err != nil && !errors.Is(err, ErrLeaseLost) {
 				q.counters.storeErrors.Add(1)
-				q.logger().ErrorContext(ctx, "renewing a lease failed", "id", d.lease.Envelope.ID, "error", err)
+				q.logger().ErrorContext(ctx, "renewing a lease failed", "id", d.lease.Envelope.ID, "err", err)
 			}
 		}
 	}

@@ -183,7 +183,7 @@ func (q *Queue) settle(ctx context.Context, d *delivery, verdicts []verdict, del
 			return true
 		}
 		q.counters.storeErrors.Add(1)
-		q.logger().ErrorContext(ctx, "settling failed", "id", d.lease.Envelope.ID, "route", d.lease.Route, "error", err)
+		q.logger().ErrorContext(ctx, "settling failed", "id", d.lease.Envelope.ID, "route", d.lease.Route, "err", err)
 		if errors.Is(err, ErrBadMessage) && len(s.Emit) > 0 {
 			// Not the result is bad, but what is told of it.
 			s.Emit, note = nil, nil

@@ -123,7 +123,7 @@ func (c *Conn) authFailed(mech string, err error) {
 		st = mailspine.Errorf(454, "4.7.0", "Temporary authentication failure")
 	}
 	if st.Temporary() {
-		c.log.Error("smtpd: login could not be checked", "mechanism", mech, "error", err)
+		c.log.Error("smtpd: login could not be checked", "mechanism", mech, "err", err)
 		c.errs++
 		c.server.stats.errors.Add(1)
 		c.say(st.Code, st.Enhanced, st.Message)
@@ -131,7 +131,7 @@ func (c *Conn) authFailed(mech string, err error) {
 	}
 	c.authBad++
 	c.server.stats.authBad.Add(1)
-	c.log.Warn("smtpd: login failed", "mechanism", mech, "failures", c.authBad, "error", err)
+	c.log.Warn("smtpd: login failed", "mechanism", mech, "failures", c.authBad, "err", err)
 	c.pause(c.authDelay())
 	c.refuse(st.Code, st.Enhanced.String(), st.Message)
 	if n := c.server.limits.MaxAuthFailures; n > 0 && c.authBad >= n {

@@ -359,7 +359,7 @@ func (c *Conn) readFailed(err error) {
 	default:
 		c.lost = true
 		if err != io.EOF && !errors.Is(err, net.ErrClosed) {
-			c.log.Debug("smtpd: connection lost", "error", err)
+			c.log.Debug("smtpd: connection lost", "err", err)
 		}
 	}
 }
@@ -379,7 +379,7 @@ func (c *Conn) handshake() bool {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.server.stats.timeouts.Add(1)
 		}
-		c.log.Info("smtpd: TLS handshake failed", "error", err)
+		c.log.Info("smtpd: TLS handshake failed", "err", err)
 		// RFC 3207 section 4: without TLS there is nothing to be trusted, and no going back.
 		c.lost, c.over = true, true
 		return false
@@ -492,7 +492,7 @@ func (c *Conn) flush() {
 	}
 	if err := c.bw.Flush(); err != nil {
 		c.lost, c.over = true, true
-		c.log.Debug("smtpd: reply could not be written", "error", err)
+		c.log.Debug("smtpd: reply could not be written", "err", err)
 	}
 }
 
@@ -526,7 +526,7 @@ func (c *Conn) logRefusal(what string, err error, st *mailspine.Error) {
 	if errors.As(err, &planned) || st.Enhanced != (mailspine.EnhancedCode{4, 3, 0}) {
 		level = slog.LevelInfo
 	}
-	c.log.Log(c.ctx, level, "smtpd: "+what, "reply", st.Reply(), "error", err)
+	c.log.Log(c.ctx, level, "smtpd: "+what, "reply", st.Reply(), "err", err)
 }
 
 // bye says 421, which ends the connection.

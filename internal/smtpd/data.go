@@ -179,7 +179,7 @@ func (c *Conn) receive(m *message) {
 		err = errAborted
 	case m.verdict != nil:
 		if err == nil {
-			c.log.Error("smtpd: the session took a message that must not be taken", "id", env.ID, "error", m.verdict)
+			c.log.Error("smtpd: the session took a message that must not be taken", "id", env.ID, "err", m.verdict)
 		}
 		err = m.verdict
 	case err == nil && !m.whole:
@@ -265,7 +265,7 @@ func (c *Conn) finished(env *mailspine.Envelope, m *message, err error, took tim
 		if !errors.As(err, &planned) && st.Enhanced == (mailspine.EnhancedCode{4, 3, 0}) {
 			level = slog.LevelError
 		}
-		c.log.Log(c.ctx, level, "smtpd: message not taken", append(attrs, "reply", st.Reply(), "error", err)...)
+		c.log.Log(c.ctx, level, "smtpd: message not taken", append(attrs, "reply", st.Reply(), "err", err)...)
 	}
 	c.trace(func(t *Trace) {
 		if t.Message != nil {

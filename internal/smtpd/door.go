@@ -172,7 +172,7 @@ func (d *Door) deliver(ctx context.Context, env *mailspine.Envelope, msg mailspi
 	case d.Undelivered == nil:
 		d.single.Store(true)
 		d.log().Error("smtpd: a message was taken for some recipients only, and Undelivered is nil: those may get it twice; "+
-			"from now on messages have one recipient", "id", env.ID, "recipients", len(res), "failed", len(failed), "error", err)
+			"from now on messages have one recipient", "id", env.ID, "recipients", len(res), "failed", len(failed), "err", err)
 		return why
 	}
 	uctx, cancel := d.bounded(mailspine.WithFailures(ctx, why))
@@ -181,13 +181,13 @@ func (d *Door) deliver(ctx context.Context, env *mailspine.Envelope, msg mailspi
 	rest.ID = mailspine.NewMsgID()
 	left := d.Undelivered.Deliver(uctx, rest, msg)
 	if left == nil {
-		d.log().Info("smtpd: recipients handed to Undelivered", "id", env.ID, "as", rest.ID, "recipients", len(res), "failed", len(failed), "error", err)
+		d.log().Info("smtpd: recipients handed to Undelivered", "id", env.ID, "as", rest.ID, "recipients", len(res), "failed", len(failed), "err", err)
 		return nil
 	}
 	left = mailspine.ErrorsFor(left, len(failed)).Err()
 	if left != nil {
 		d.log().Error("smtpd: a message was taken for some recipients only, and Undelivered did not take the rest: those may get it twice",
-			"id", env.ID, "recipients", len(res), "failed", len(failed), "error", err, "undelivered", left)
+			"id", env.ID, "recipients", len(res), "failed", len(failed), "err", err, "undelivered", left)
 	}
 	return left
 }

@@ -134,7 +134,7 @@ func (s *Server) serve(l net.Listener, implicit bool) error {
 			//lint:ignore SA1019 there is no other way to tell
 			if ne, ok := err.(net.Error); ok && ne.Temporary() {
 				pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-				s.log().Warn("smtpd: accept failed, trying again", "error", err, "pause", pause)
+				s.log().Warn("smtpd: accept failed, trying again", "err", err, "pause", pause)
 				t := time.NewTimer(pause)
 				select {
 				case <-t.C:
