@@ -119,7 +119,7 @@ func (a *Agent) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailsp
 	}
 	// RFC 5321 section 4.4: the server that makes the final delivery adds Return-Path and
 	// may remove what claims to be one.
-	if head.Get("Return-Path") != "" {
+	if len(head.Values("Return-Path")) > 0 { // empty ones too
 		msg, err = mailspine.Edit(ctx, msg, mailspine.HeaderEdit{
 			Drop: func(f mailspine.HeaderField) bool { return f.Is("Return-Path") },
 		})
@@ -214,6 +214,9 @@ func (a *Agent) file(ctx context.Context, t accountTarget, detail string, opts m
 	acct, err := a.Mailboxes.Account(ctx, t.account)
 	if err != nil {
 		return a.failure(err)
+	}
+	if len(t.mailboxes) > mailbox.MaxTargets {
+		return misconfigured(fmt.Errorf("mda: over %d mailboxes of account %q for one address", mailbox.MaxTargets, t.account))
 	}
 	opts.Mailboxes = t.mailboxes
 	switch {

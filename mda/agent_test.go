@@ -437,3 +437,32 @@ func FuzzUsers(f *testing.F) {
 		}
 	})
 }
+
+// A Return-Path that the message comes with goes, even an empty one.
+func TestReturnPathOfOthers(t *testing.T) {
+	for _, head := range []string{"Return-Path:\r\n", "return-path :\r\n <x@example.net>\r\n", "Return-Path: <>\r\nReturn-Path: <y@example.net>\r\n"} {
+		s := memory.New(nil)
+		a := &Agent{Mailboxes: s, Directory: directory(t)}
+		if err := a.Deliver(t.Context(), envelope(t, "ann@example.org"), mailspine.StringContent(head+letter)); err != nil {
+			t.Fatal(err)
+		}
+		want := "Return-Path: <joe@example.com>\r\nDelivered-To: ann@example.org\r\n" + letter
+		if got := contents(t, s, "ann", "INBOX"); len(got) != 1 || got[0] != want {
+			t.Errorf("%q became %q", head, got)
+		}
+	}
+}
+
+// One address with more mailboxes of an account than a delivery takes is a fault of the configuration, and
+// no full mailbox.
+func TestTooManyTargets(t *testing.T) {
+	d := MapDirectory{}
+	for i := range mailbox.MaxTargets + 1 {
+		d["x@example.org"] = append(d["x@example.org"], Destination{Account: "x", Mailbox: fmt.Sprint("b", i)})
+	}
+	a := &Agent{Mailboxes: memory.New(nil), Directory: d}
+	err := a.Deliver(t.Context(), envelope(t, "x@example.org"), mailspine.StringContent(letter))
+	if st := mailspine.Status(err); st.Code != 451 || st.Enhanced != (mailspine.EnhancedCode{4, 3, 5}) {
+		t.Errorf("%v", err)
+	}
+}

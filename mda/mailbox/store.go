@@ -344,6 +344,8 @@ const (
 	// MaxTargets is the largest number of mailboxes of one Deliver.
 	MaxTargets = 32
 	// MaxUIDs is the largest number of messages that one SetFlags, Expunge,
-	// CopyTo or MoveTo call changes; ErrLimit beyond it, and nothing is changed.
+	// CopyTo or MoveTo call is given; ErrLimit beyond it, and nothing is changed. So
+	// it is when the change is too large for a driver's log: over 16 MiB with all
+	// keywords. Expunge with ExpungeOptions.All has no bound.
 	MaxUIDs = 100_000
 )

@@ -267,10 +267,13 @@ func (d *driver) writeName(name string) error {
 // UnmakeBox removes only what is empty: somebody may have delivered meanwhile.
 func (d *driver) UnmakeBox(name string) {
 	dir := d.boxDir(name)
+	empty := true
 	for _, sub := range subdirs {
-		d.fsys.Remove(filepath.Join(dir, sub))
+		if err := d.fsys.Remove(filepath.Join(dir, sub)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			empty = false
+		}
 	}
-	if isHashed(encodeBox(name)) {
+	if empty && isHashed(encodeBox(name)) { // else the name is still wanted
 		d.fsys.Remove(filepath.Join(dir, nameFile))
 	}
 	d.fsys.Remove(dir) // what stays is no mailbox for the next load
@@ -326,28 +329,28 @@ func (d *driver) Settle(st *ledger.State, effects []ledger.Effect) error {
 	for _, e := range effects {
 		switch e.Kind {
 		case ledger.KindMake:
-			d.land(boxKey(e.Box.Name))
+			d.land(boxKey(e.Name))
 		case ledger.KindAdd:
 			d.land(e.Msg.Key)
-			d.rename(e.Box, e.Msg) // if its flags changed since its file got a name
+			d.rename(e.Name, e.Msg) // if its flags changed since its file got a name
 		case ledger.KindFlags:
-			d.rename(e.Box, e.Msg)
+			d.rename(e.Name, e.Msg)
 		case ledger.KindExpunge:
 			if e.Msg.File == "" {
 				continue
 			}
-			path := d.path(e.Box.Name, e.Msg.File)
+			path := d.path(e.Name, e.Msg.File)
 			if err := d.fsys.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				d.log.Warn("maildir: an expunged file is not removed yet", "file", path, "err", err)
 				d.stuck = true
 			}
 			d.touch(filepath.Dir(path))
 		case ledger.KindDrop:
-			if err := d.discard(d.boxDir(e.Box.Name)); err != nil {
+			if err := d.discard(d.boxDir(e.Name)); err != nil {
 				return err
 			}
 		case ledger.KindRename:
-			if err := d.renameBox(e.Old, e.Box.Name); err != nil {
+			if err := d.renameBox(e.Old, e.Name); err != nil {
 				return err
 			}
 		}
@@ -355,8 +358,8 @@ func (d *driver) Settle(st *ledger.State, effects []ledger.Effect) error {
 	return d.mayCompact(st)
 }
 
-// rename gives the file of a message the name that its flags ask for.
-func (d *driver) rename(b *ledger.Box, m *ledger.Msg) {
+// rename gives the file of a message the name that its flags ask for, in the mailbox of that name.
+func (d *driver) rename(box string, m *ledger.Msg) {
 	if m.File == "" {
 		return
 	}
@@ -364,7 +367,7 @@ func (d *driver) rename(b *ledger.Box, m *ledger.Msg) {
 	if want == m.File {
 		return
 	}
-	from, to := d.path(b.Name, m.File), d.path(b.Name, want)
+	from, to := d.path(box, m.File), d.path(box, want)
 	if err := d.fsys.Rename(from, to); err != nil {
 		d.log.Warn("maildir: a file does not get the name that its flags ask for", "file", from, "err", err)
 		d.stuck = true

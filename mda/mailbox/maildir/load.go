@@ -28,7 +28,8 @@ const (
 	orphanTmpAge  = 36 * time.Hour // as Maildir says, for files in tmp that are not ours
 	validityFile  = "mailspine.uidvalidity"
 	validityAhead = 100_000
-	repairChunk   = 1000 // ops in one entry of repairs
+	repairChunk   = 1000     // ops in one entry of repairs
+	maxCommit     = 32 << 20 // octets from which on entries are synced before the next ones are encoded
 )
 
 func journalOptions() durable.LogOptions {
@@ -51,15 +52,15 @@ func (h *history) note(effects []ledger.Effect) {
 		case ledger.KindExpunge:
 			h.gone[e.Msg.Key] = struct{}{}
 		case ledger.KindDrop:
-			h.dropped[e.Box.Name] = struct{}{}
+			h.dropped[e.Name] = struct{}{}
 			for _, m := range e.Box.Messages() {
 				h.gone[m.Key] = struct{}{}
 			}
 		case ledger.KindMake:
-			delete(h.dropped, e.Box.Name)
+			delete(h.dropped, e.Name)
 		case ledger.KindRename:
 			h.former[e.Box.ID] = append(h.former[e.Box.ID], e.Old)
-			delete(h.dropped, e.Box.Name)
+			delete(h.dropped, e.Name)
 		}
 	}
 }
@@ -386,8 +387,14 @@ func (r *repairer) stranger(dir string) error {
 	if r.inFlight(boxKey(name)) {
 		return nil
 	}
-	if _, dropped := r.h.dropped[name]; dropped {
-		return r.d.discard(path)
+	if _, dropped := r.h.dropped[name]; dropped && !r.clean {
+		others, err := r.mail(path)
+		if err != nil {
+			return err
+		}
+		if !others {
+			return r.d.discard(path)
+		}
 	}
 	if _, err := r.d.fsys.Stat(filepath.Join(path, "cur")); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -401,15 +408,32 @@ func (r *repairer) stranger(dir string) error {
 	return r.list(name, nil)
 }
 
+// mail reports whether a mailbox's folder has messages besides those that were expunged.
+func (r *repairer) mail(dir string) (bool, error) {
+	for _, sub := range []string{"cur", "new"} {
+		list, err := r.d.fsys.ReadDir(filepath.Join(dir, sub))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		for _, e := range list {
+			key, _, ok := parseName(e.Name())
+			if _, gone := r.h.gone[key]; ok && !gone && !e.IsDir() {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
 // list compares the files of a mailbox with its messages. b is nil for one
 // that is new.
 func (r *repairer) list(name string, b *ledger.Box) error {
 	f := found{name: name, box: b}
 	seen := map[string]bool{}
-	mine := map[string]bool{}
+	mine := map[string]*ledger.Msg{}
 	if b != nil {
 		for _, m := range b.Messages() {
-			mine[m.Key] = true
+			mine[m.Key] = m
 		}
 	}
 	// cur first: of a file with a name in both, that in new is the old one.
@@ -425,12 +449,12 @@ func (r *repairer) list(name string, b *ledger.Box) error {
 				continue
 			}
 			file := sub + "/" + e.Name()
-			m := r.h.keys[key]
+			m := mine[key]
 			_, gone := r.h.gone[key]
 			switch {
-			case seen[key] && mine[key]:
+			case seen[key] && m != nil:
 				r.remove(dir, e.Name())
-			case mine[key]:
+			case m != nil:
 				seen[key] = true
 				m.File = file
 				if in != info(m.Flags) {
@@ -438,7 +462,7 @@ func (r *repairer) list(name string, b *ledger.Box) error {
 				}
 			case seen[key]:
 				r.d.log.Warn("maildir: a file has the name of another one and is left alone", "file", filepath.Join(dir, e.Name()))
-			case gone && m == nil:
+			case gone && r.h.keys[key] == nil:
 				r.remove(dir, e.Name())
 			case r.inFlight(key):
 			default:
@@ -455,6 +479,7 @@ func (r *repairer) list(name string, b *ledger.Box) error {
 // files adds to the repairs what the files of a mailbox ask for.
 func (r *repairer) files(f found) error {
 	var added []*ledger.Op
+	deliveries := map[ledger.Hash]struct{}{} // of added
 	for _, file := range f.strangers {
 		key, in, _ := parseName(file[4:])
 		op := &ledger.Op{Kind: ledger.KindAdd, Flags: [][]mailbox.Flag{withInfo(nil, in)}, Key: key, File: file}
@@ -477,6 +502,16 @@ func (r *repairer) files(f found) error {
 			r.remove(filepath.Join(r.d.boxDir(f.name), file[:3]), file[4:])
 			continue
 		}
+		if op.Delivery != (ledger.Hash{}) && !r.h.fresh {
+			_, twice := deliveries[op.Delivery]
+			if twice || f.box != nil && r.st.Delivered(op.Delivery, f.box.ID) {
+				// Of a delivery that failed and could not be taken back. It was repeated
+				// since, and that is the message.
+				r.remove(filepath.Join(r.d.boxDir(f.name), file[:3]), file[4:])
+				continue
+			}
+			deliveries[op.Delivery] = struct{}{}
+		}
 		fi, err := r.d.fsys.Stat(r.d.path(f.name, file))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // somebody renames it just now; the next load finds it
@@ -485,7 +520,7 @@ func (r *repairer) files(f found) error {
 			return err
 		}
 		r.adopted[filepath.Join(r.d.boxDir(f.name), file[:3])] = struct{}{}
-		op.Date, op.Size = max(fi.ModTime().Unix(), 0), fi.Size()
+		op.Date, op.Size = ledger.ClampDate(fi.ModTime()), fi.Size()
 		added = append(added, op)
 	}
 	id, next, modseq := uint64(0), mailbox.UID(1), mailbox.ModSeq(2)
@@ -504,7 +539,7 @@ func (r *repairer) files(f found) error {
 			// After a clean end somebody else changed the flags; otherwise a
 			// crash did not let the name follow.
 			if !r.clean {
-				r.d.rename(f.box, x.msg)
+				r.d.rename(f.box.Name, x.msg)
 				continue
 			}
 			r.ops = append(r.ops, ledger.Op{Kind: ledger.KindFlags, Box: id, ModSeq: modseq, UIDs: []mailbox.UID{x.msg.UID},
@@ -551,16 +586,24 @@ func (r *repairer) inFlight(key string) bool {
 
 // Commit appends entries to the journal.
 func (d *driver) Commit(entries []ledger.Entry) error {
-	recs := make([]durable.Record, len(entries))
-	for i, e := range entries {
-		recs[i].Meta = e.Append(nil)
-	}
 	if d.journal == nil {
 		return fmt.Errorf("maildir: %s is not open", journalName)
 	}
-	_, err := d.journal.Append(recs...)
 	d.marked = false
-	return err
+	var recs []durable.Record
+	size := 0
+	for i, e := range entries {
+		r := durable.Record{Meta: e.Append(nil)}
+		recs, size = append(recs, r), size+len(r.Meta)
+		if size < maxCommit && i < len(entries)-1 {
+			continue
+		}
+		if _, err := d.journal.Append(recs...); err != nil {
+			return err
+		}
+		recs, size = nil, 0
+	}
+	return nil
 }
 
 const newJournal = journalName + ".new"

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"sync"
 
 	"github.com/mailspine/mailspine/internal/durable"
 	"github.com/mailspine/mailspine/mda/mailbox"
@@ -36,6 +37,7 @@ const defaultMaxIdle = 100
 type Store struct {
 	ledger *ledger.Store
 	lock   io.Closer
+	close  func() error // once
 }
 
 var _ mailbox.Store = (*Store)(nil)
@@ -73,6 +75,7 @@ func open(fsys durable.FS, dir string, opts *Options) (*Store, error) {
 		MaxMessage: o.MaxMessage, MaxMailboxes: o.MaxMailboxes, MaxMessages: o.MaxMessages, MaxTombs: o.MaxTombs, Quota: o.Quota,
 	}.WithDefaults()
 	s := &Store{lock: lock}
+	s.close = sync.OnceValue(func() error { return errors.Join(s.ledger.Close(), s.lock.Close()) })
 	s.ledger = &ledger.Store{
 		Open: func(user string) (ledger.Driver, error) {
 			return &driver{
@@ -92,12 +95,6 @@ func (s *Store) Account(ctx context.Context, user string) (mailbox.Account, erro
 	return s.ledger.Account(ctx, user)
 }
 
-// Close implements mailbox.Store.
-func (s *Store) Close() error {
-	err := s.ledger.Close()
-	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
-		s.lock = nil
-	}
-	return err
-}
+// Close implements mailbox.Store. All calls return when the first one is done, what it
+// returned.
+func (s *Store) Close() error { return s.close() }

@@ -29,6 +29,7 @@ type Account struct {
 	mu   sync.RWMutex // readers of st, against the leader
 	st   *State       // nil: to be loaded
 	held reservation  // guarded by mu
+	shut bool         // close was called; guarded by mu
 
 	qmu     sync.Mutex
 	queue   []*change // one for each goroutine that waits: their number bounds it
@@ -55,6 +56,9 @@ func newAccount(drv Driver, limits Limits, log *slog.Logger) *Account {
 
 // load returns the state. mu is held for writing.
 func (a *Account) load() (*State, error) {
+	if a.shut { // a pin may come after Store.Close: it must not open the driver again
+		return nil, mailbox.ErrClosed
+	}
 	if a.st == nil {
 		st, err := a.drv.Load()
 		if err != nil {
@@ -136,6 +140,9 @@ func (a *Account) run(batch []*change) {
 			continue
 		}
 		e, ferr := c.fn(st)
+		if ferr == nil && e.bound() > maxEntry { // it alone fails, not all of the batch
+			ferr = limitError("octets of one change", maxEntry)
+		}
 		if ferr != nil || len(e) == 0 {
 			c.err = ferr
 			continue
@@ -235,12 +242,12 @@ func (a *Account) close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	st := a.st
-	a.st = nil
+	a.st, a.shut = nil, true
 	return a.drv.Close(st)
 }
 
-// clampDate makes a log's date of a time; zero is now.
-func clampDate(t time.Time) int64 {
+// ClampDate makes a log's date of a time; zero is now.
+func ClampDate(t time.Time) int64 {
 	if t.IsZero() {
 		t = time.Now()
 	}

@@ -180,8 +180,12 @@ func (a *Account) deliver(ctx context.Context, msg mailspine.Content, targets []
 	err = a.update(context.WithoutCancel(ctx), func(s *State) (Entry, error) {
 		var e Entry
 		for i, id := range boxes {
-			b := s.boxes[id] // it is there: layout is held
+			// layout is held, so only an account that lost its log meanwhile has another one.
+			b := s.boxes[id]
 			c := &copies[at[i]]
+			if b == nil || b.Validity != c.UIDValidity {
+				return nil, mailbox.ErrNoMailbox
+			}
 			if uid, ok := s.remembered(hash, id); ok { // by a delivery at the same time
 				c.Repeated, c.UID, c.ModSeq, repeated = true, uid, 0, true
 				continue
@@ -191,7 +195,7 @@ func (a *Account) deliver(ctx context.Context, msg mailspine.Content, targets []
 			}
 			c.UID, c.ModSeq = b.next, b.modseq+1
 			e = append(e, Op{Kind: KindAdd, Box: id, UIDs: []mailbox.UID{c.UID}, ModSeq: c.ModSeq, Flags: [][]mailbox.Flag{flags},
-				Date: clampDate(opts.InternalDate), Size: size, Key: to[i].Key, EmailID: emailID, Delivery: hash, File: to[i].File})
+				Date: ClampDate(opts.InternalDate), Size: size, Key: to[i].Key, EmailID: emailID, Delivery: hash, File: to[i].File})
 		}
 		a.spend(&held)
 		return e, nil
@@ -272,10 +276,20 @@ func (a *Account) room(b *Box, n int) error {
 // unplace takes back the names of bodies that did not become messages.
 func (a *Account) unplace(to []Place) {
 	to = slices.DeleteFunc(to, func(p Place) bool { return p.File == "" })
-	a.view(context.Background(), func(s *State) error { // if it cannot be loaded, the next load finds the bodies
+	// If it cannot be loaded, the bodies are found when the account is opened the next time.
+	a.view(context.Background(), func(s *State) error {
+		keys := map[string]map[string]struct{}{} // by mailbox, of those that have a Place
+		for _, p := range to {
+			if b := s.names[p.Box]; b != nil && keys[p.Box] == nil {
+				keys[p.Box] = make(map[string]struct{}, len(b.msgs))
+				for _, m := range b.msgs {
+					keys[p.Box][m.Key] = struct{}{}
+				}
+			}
+		}
 		a.drv.Unplace(slices.DeleteFunc(to, func(p Place) bool {
-			b := s.names[p.Box]
-			return b != nil && slices.ContainsFunc(b.msgs, func(m *Msg) bool { return m.Key == p.Key })
+			_, is := keys[p.Box][p.Key]
+			return is
 		}))
 		return nil
 	})
@@ -354,6 +368,9 @@ func (a *Account) transfer(ctx context.Context, t transfer) (out mailbox.Copied,
 			out.Source, out.Dest = nil, nil
 			e := slices.Clone(made)
 			src, d := s.boxes[t.from], s.names[t.dest]
+			if src == nil || (d == nil) != t.make || d != nil && d.Validity != out.UIDValidity {
+				return nil, mailbox.ErrNoMailbox // the account lost its log meanwhile
+			}
 			next, modseq := mailbox.UID(1), mailbox.ModSeq(2)
 			destID := uint64(0)
 			if d != nil {
@@ -366,7 +383,7 @@ func (a *Account) transfer(ctx context.Context, t transfer) (out mailbox.Copied,
 			}
 			for i, old := range msgs {
 				m := src.find(old.UID)
-				if m == nil || to[i].File == "" {
+				if m == nil || m.Key != old.Key || to[i].File == "" {
 					continue // expunged meanwhile, or moved by somebody else
 				}
 				e = append(e, Op{Kind: KindAdd, Box: destID, UIDs: []mailbox.UID{next}, ModSeq: modseq, Flags: [][]mailbox.Flag{m.Flags},

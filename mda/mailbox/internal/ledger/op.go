@@ -14,19 +14,18 @@ type Kind uint8
 
 // The kinds.
 const (
-	KindCounters   Kind = 1 + iota // snapshot: the account's counters
-	KindMake                       // a mailbox comes to be
-	KindDrop                       // a mailbox goes, with its messages
-	KindRename                     // a mailbox gets another name
-	KindSubscribe                  // a name is subscribed to, or not any more
-	KindLimit                      // the quota's limits
-	KindAdd                        // a message comes
-	KindFlags                      // messages get other flags
-	KindExpunge                    // messages go
-	KindTombs                      // snapshot: messages that went long ago
-	KindCounts                     // snapshot: a mailbox's counters
-	KindDelivery                   // snapshot: a delivery to remember
-	KindRevalidate                 // a mailbox gets a new UIDValidity, and forgets its tombstones
+	KindCounters  Kind = 1 + iota // snapshot: the account's counters
+	KindMake                      // a mailbox comes to be
+	KindDrop                      // a mailbox goes, with its messages
+	KindRename                    // a mailbox gets another name
+	KindSubscribe                 // a name is subscribed to, or not any more
+	KindLimit                     // the quota's limits
+	KindAdd                       // a message comes
+	KindFlags                     // messages get other flags
+	KindExpunge                   // messages go
+	KindTombs                     // snapshot: messages that went long ago
+	KindCounts                    // snapshot: a mailbox's counters
+	KindDelivery                  // snapshot: a delivery to remember
 )
 
 // A Hash stands for DeliverOptions.ID. Zero is none.
@@ -64,6 +63,25 @@ var ErrCorrupt = errors.New("ledger: entry is corrupt")
 
 func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
+}
+
+// maxEntry bounds the encoding of an entry, in octets, so that it fits into a
+// record of any driver's log.
+const maxEntry = 16 << 20
+
+// bound returns at least the length of the encoding.
+func (e Entry) bound() (n int) {
+	for i := range e {
+		o := &e[i]
+		n += 80 + len(o.Name) + len(o.Use) + len(o.Key) + len(o.EmailID) + 5*len(o.UIDs)
+		for _, flags := range o.Flags {
+			n += 12
+			for _, f := range flags {
+				n += 2 + len(f)
+			}
+		}
+	}
+	return n
 }
 
 // formatVersion begins each encoded entry.

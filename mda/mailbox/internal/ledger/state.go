@@ -90,6 +90,8 @@ type Effect struct {
 	Box  *Box
 	Msg  *Msg   // Add, Flags, Expunge
 	Old  string // Rename: the name before
+	// Name is what Box was called after this Op: later ones of the same batch may have renamed it.
+	Name string
 }
 
 // Apply applies an entry. On error it may have been applied in part, and the
@@ -98,8 +100,14 @@ func (s *State) Apply(e Entry) ([]Effect, error) {
 	var effects []Effect
 	for i := range e {
 		var err error
+		n := len(effects)
 		if effects, err = s.apply(&e[i], effects); err != nil {
 			return nil, fmt.Errorf("op %d: %w", i, err)
+		}
+		for j := range effects[n:] {
+			if b := effects[n+j].Box; b != nil {
+				effects[n+j].Name = b.Name
+			}
 		}
 	}
 	return effects, nil
@@ -322,6 +330,12 @@ func (s *State) remember(h Hash, box uint64, uid mailbox.UID) {
 		}
 	}
 	d.uids[box] = uid
+}
+
+// Delivered reports whether a mailbox got a message with a delivery that is remembered.
+func (s *State) Delivered(h Hash, box uint64) bool {
+	_, ok := s.remembered(h, box)
+	return ok
 }
 
 func (s *State) remembered(h Hash, box uint64) (mailbox.UID, bool) {
