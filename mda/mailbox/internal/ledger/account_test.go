@@ -100,7 +100,7 @@ func TestLogLostMeanwhile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &fakeDriver{}
-			s := &Store{Open: func(string) (Driver, error) { return d, nil }, Limits: Limits{}.WithDefaults()}
+			s := &Store{Open: func(string) (Driver, error) { return d, nil }, Limits: Limits{}.WithDefaults(), MaxIdle: -1}
 			defer s.Close()
 			acct, err := s.Account(t.Context(), "ann")
 			if err != nil {
