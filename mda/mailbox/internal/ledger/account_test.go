@@ -126,7 +126,8 @@ func TestLogLostMeanwhile(t *testing.T) {
 	}
 }
 
-// Taking back what did not become messages is not quadratic.
+// Taking back what did not become messages takes back that, and nothing else,
+// however much it is: quadratic, it would never end.
 func TestUnplaceMany(t *testing.T) {
 	const n = mailbox.MaxUIDs
 	s := NewState(10)
@@ -149,9 +150,6 @@ func TestUnplaceMany(t *testing.T) {
 	a.unplace(append(kept[:5], to...))
 	if d.n != n {
 		t.Errorf("%d taken back, want %d", d.n, n)
-	}
-	if took := time.Since(now); took > time.Minute {
-		t.Errorf("it took %v", took)
 	}
 }
 
