@@ -30,6 +30,7 @@ type MemoryUsers struct {
 	once  sync.Once
 	slots chan struct{}
 	dummy memoryUser
+	kdf   func(password, salt []byte, passes, memory uint32, threads uint8, length uint32) []byte // nil: argon2.IDKey; tests count its calls
 }
 
 type memoryUser struct {
@@ -90,7 +91,11 @@ func (u *MemoryUsers) hash(password string, salt []byte) []byte {
 	if passes == 0 {
 		passes = 2
 	}
-	return argon2.IDKey([]byte(password), salt, passes, memory, 1, 32)
+	kdf := u.kdf
+	if kdf == nil {
+		kdf = argon2.IDKey
+	}
+	return kdf([]byte(password), salt, passes, memory, 1, 32)
 }
 
 // Authenticate checks a password.
