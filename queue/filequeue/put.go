@@ -26,7 +26,7 @@ func reason(s string) string {
 // Put implements queue.Store. When it returns nil, content and envelope have been
 // synced. A context that ends while the sync is under way does not stop it.
 func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content) error {
-	if err := check(m, msg); err != nil {
+	if err := m.Validate(msg); err != nil {
 		return err
 	}
 	if err := s.begin(ctx); err != nil {
@@ -65,43 +65,6 @@ func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content)
 		return fmt.Errorf("filequeue: put %s: %w", id, err)
 	}
 	s.hook("put.done")
-	return nil
-}
-
-// check finds what makes a message no message.
-func check(m queue.Message, msg mailspine.Content) error {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: "+format, append([]any{queue.ErrBadMessage}, args...)...)
-	}
-	if m.Envelope == nil || msg == nil {
-		return bad("no envelope, or no content")
-	}
-	if err := m.Envelope.Validate(); err != nil {
-		return bad("%w", err)
-	}
-	if m.Envelope.ID == "" {
-		return bad("Envelope.ID is empty")
-	}
-	if msg.Size() < 0 {
-		return bad("the content has a negative size")
-	}
-	seen := make([]bool, len(m.Envelope.Recipients))
-	n := 0
-	for _, it := range m.Items {
-		if len(it.Recipients) == 0 {
-			return bad("the item for %q has no recipients", it.Route)
-		}
-		for _, i := range it.Recipients {
-			if i < 0 || i >= len(seen) || seen[i] {
-				return bad("recipient %d is in more than one item, or does not exist", i)
-			}
-			seen[i] = true
-			n++
-		}
-	}
-	if n != len(seen) {
-		return bad("%d of %d recipients are in no item", len(seen)-n, len(seen))
-	}
 	return nil
 }
 

@@ -29,7 +29,7 @@ func (s *Store) Settle(ctx context.Context, list ...queue.Settlement) ([]error, 
 	var ids []mailspine.MsgID
 	for i := range list {
 		for _, e := range list[i].Emit {
-			if err := check(e.Message, e.Content); err != nil {
+			if err := e.Message.Validate(e.Content); err != nil {
 				errs[i] = err
 				break
 			}

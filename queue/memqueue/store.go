@@ -143,7 +143,7 @@ func (s *Store) Close() error {
 
 // Put implements queue.Store. Its nil promises memory only.
 func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content) error {
-	if err := check(m, msg); err != nil {
+	if err := m.Validate(msg); err != nil {
 		return err
 	}
 	if err := s.begin(ctx); err != nil {
@@ -178,43 +178,6 @@ func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content)
 	if !s.known(id) { // another Put may have been faster
 		s.insert(m, body)
 		s.notify()
-	}
-	return nil
-}
-
-// check finds what makes a message no message.
-func check(m queue.Message, msg mailspine.Content) error {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: "+format, append([]any{queue.ErrBadMessage}, args...)...)
-	}
-	if m.Envelope == nil || msg == nil {
-		return bad("no envelope, or no content")
-	}
-	if err := m.Envelope.Validate(); err != nil {
-		return bad("%w", err)
-	}
-	if m.Envelope.ID == "" {
-		return bad("Envelope.ID is empty")
-	}
-	if msg.Size() < 0 {
-		return bad("the content has a negative size")
-	}
-	seen := make([]bool, len(m.Envelope.Recipients))
-	n := 0
-	for _, it := range m.Items {
-		if len(it.Recipients) == 0 {
-			return bad("the item for %q has no recipients", it.Route)
-		}
-		for _, i := range it.Recipients {
-			if i < 0 || i >= len(seen) || seen[i] {
-				return bad("recipient %d is in more than one item, or does not exist", i)
-			}
-			seen[i] = true
-			n++
-		}
-	}
-	if n != len(seen) {
-		return bad("%d of %d recipients are in no item", len(seen)-n, len(seen))
 	}
 	return nil
 }
@@ -340,7 +303,7 @@ func (s *Store) Settle(ctx context.Context, settlements ...queue.Settlement) ([]
 	errs := make([]error, len(settlements))
 	for i, st := range settlements {
 		for _, e := range st.Emit {
-			if errs[i] = check(e.Message, e.Content); errs[i] != nil {
+			if errs[i] = e.Message.Validate(e.Content); errs[i] != nil {
 				break
 			}
 			body, err := mailspine.ReadContent(ctx, e.Content, e.Content.Size())
