@@ -139,6 +139,13 @@ type Verdict struct {
 	Policy      string   // the domain owner's wish, as published: none, quarantine, reject
 	// Disposition is what the receiver made of it: none, quarantine or reject.
 	Disposition string
+
+	// BIMI is the result for the author domain's indicator; "": not looked for.
+	BIMI string
+	// Indicator is where the domain says that its indicator is, a https URI, and Evidence where
+	// the document is that vouches for it. Both come from DNS, and nobody has looked
+	// behind them; "": none.
+	Indicator, Evidence string
 }
 
 // Clone returns a copy that shares nothing with e.

@@ -244,6 +244,9 @@ func (e *encoder) envelope(env *mailspine.Envelope) {
 		for _, s := range v.DKIMDomains {
 			e.str(s)
 		}
+		e.str(v.BIMI)
+		e.str(v.Indicator)
+		e.str(v.Evidence)
 	})
 	for k, v := range env.Meta {
 		field(tagMeta, true, func(e *encoder) {
@@ -302,6 +305,9 @@ func (d *decoder) envelope() *mailspine.Envelope {
 			}
 			for range in.count() {
 				v.DKIMDomains = append(v.DKIMDomains, in.str())
+			}
+			if len(in.b) > 0 { // records of before BIMI end here
+				v.BIMI, v.Indicator, v.Evidence = in.str(), in.str(), in.str()
 			}
 			env.Verdict = v
 		case tagMeta:

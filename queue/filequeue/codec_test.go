@@ -94,6 +94,24 @@ func TestCodecComplete(t *testing.T) {
 	}
 }
 
+// Journals from before a Verdict had BIMI are read as they were written.
+func TestVerdictWithoutBIMI(t *testing.T) {
+	want := &mailspine.Verdict{SPF: "pass", DMARC: "fail", DKIMDomains: []string{"example.org"}}
+	var v encoder
+	for _, s := range []string{"pass", "", "fail", "", "", "", "", ""} {
+		v.str(s)
+	}
+	v.uint(1)
+	v.str("example.org")
+	var e encoder
+	e.uint(tagVerdict)
+	e.str(string(v.b))
+	d := decoder{b: e.b}
+	if got := d.envelope().Verdict; d.err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read as %+v (%v)", got, d.err)
+	}
+}
+
 func record(t testing.TB) []byte {
 	env := newMessage("full-s", "x: ann bob").Envelope
 	env.Meta = map[string]string{"k": "v"}

@@ -65,6 +65,7 @@ func fullEnvelope() *mailspine.Envelope {
 		Verdict: &mailspine.Verdict{
 			SPF: "pass", DKIM: "fail", DMARC: "none", ARC: "pass", SPFDomain: "example.org", DKIMDomains: []string{"example.org", "example.com"},
 			FromDomain: "example.org", Policy: "quarantine", Disposition: "none",
+			BIMI: "pass", Indicator: "https://example.org/logo.svg", Evidence: "https://example.org/logo.pem",
 		},
 		Meta: map[string]string{"campaign": "spring", "": "empty key", "empty value": "", "octets": "\x00\xff\r\n\"<>é\u2028"},
 	}
