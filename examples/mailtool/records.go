@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/auth/dkim"
+	"github.com/mailspine/mailspine/auth/dmarc"
+)
+
+// A record is what one name should have of one type, and what a check finds.
+type record struct {
+	Name     string   `json:"name"`
+	Type     string   `json:"type"`
+	Values   []string `json:"values"` // as in a zone file, but TXT without quotes; empty: cannot be told
+	Purpose  string   `json:"purpose"`
+	Optional bool     `json:"optional"`
+
+	Status  string   `json:"status,omitempty"` // ok, missing, differs, error
+	Found   []string `json:"found,omitempty"`
+	Problem string   `json:"problem,omitempty"` // what is wrong, and what that means for mail
+
+	// compare looks at what is published: "", or a problem. It is called when
+	// there is something of the type; nil: Found must equal Values.
+	compare func(ctx context.Context, r mailspine.Resolver, a mailspine.Answer) string
+	// absent says what it means that there is nothing; "" with none: nothing is right.
+	absent string
+	none   bool // there should be nothing, or Values
+}
+
+// The MTA-STS policy's text (RFC 8461 section 3.2).
+func (p *plan) policyFile() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: STSv1\nmode: %s\n", p.sts)
+	for _, mx := range p.mx {
+		fmt.Fprintf(&b, "mx: %s\n", mx.Host)
+	}
+	b.WriteString("max_age: 604800\n")
+	return b.String()
+}
+
+// policyID changes with the policy (RFC 8461 section 3.1), and with nothing else.
+func (p *plan) policyID() string {
+	sum := sha256.Sum256([]byte(p.policyFile()))
+	return hex.EncodeToString(sum[:10])
+}
+
+// under reports whether a name is in the domain's zone, as far as names tell.
+func under(name, domain string) bool {
+	return name == domain || strings.HasSuffix(name, "."+domain)
+}
+
+// records lists what the domain needs.
+func (p *plan) records() []*record {
+	var recs []*record
+	add := func(r *record) { recs = append(recs, r) }
+
+	mx := &record{
+		Name: p.domain, Type: "MX", Purpose: "where mail for the domain goes (RFC 5321 section 5.1)",
+		absent:  "mail for the domain goes to the address of its web server, or nowhere",
+		compare: p.compareMX,
+	}
+	for _, m := range p.mx {
+		mx.Values = append(mx.Values, fmt.Sprintf("%d %s.", m.Preference, m.Host))
+	}
+	add(mx)
+	for _, family := range []string{"A", "AAAA"} {
+		rec := &record{Name: p.host, Type: family, Purpose: "the mail server's address", compare: p.compareAddrs(family), absent: "nobody finds the server"}
+		for _, ip := range p.ips {
+			if ip.Is4() == (family == "A") {
+				rec.Values = append(rec.Values, ip.String())
+			}
+		}
+		if len(rec.Values) > 0 || len(p.ips) == 0 && family == "A" {
+			add(rec)
+		}
+	}
+	for _, ip := range p.ips {
+		add(&record{
+			Name: strings.TrimSuffix(mailspine.ReverseName(ip), "."), Type: "PTR", Values: []string{p.host + "."},
+			Purpose: "the name of the sending address, which whoever runs the network publishes",
+			absent:  "large providers refuse mail from an address without a name",
+			compare: p.comparePTR,
+		})
+	}
+	spf := "v=spf1 mx -all"
+	if len(p.ips) > 0 {
+		spf = "v=spf1"
+		for _, ip := range p.ips {
+			if ip.Is4() {
+				spf += " ip4:" + ip.String()
+			} else {
+				spf += " ip6:" + ip.String()
+			}
+		}
+		spf += " -all"
+	}
+	add(&record{
+		Name: p.domain, Type: "TXT", Values: []string{spf}, Purpose: "SPF: which addresses send mail of the domain (RFC 7208)",
+		absent: "receivers cannot tell the domain's mail from forged mail; large providers refuse it", compare: p.compareSPF(p.domain),
+	})
+	add(&record{
+		Name: p.host, Type: "TXT", Values: []string{"v=spf1 a -all"}, Purpose: "SPF for the server's own name, for bounces, which have no sender (RFC 7208 section 2.4)",
+		Optional: true, absent: "bounces and reports from here pass no SPF check", compare: p.compareSPF(p.host),
+	})
+	k := &record{
+		Name: p.selector + "._domainkey." + p.domain, Type: "TXT", Purpose: "DKIM: the public key of the domain's signatures (RFC 6376)",
+		absent: "signatures cannot be verified", compare: p.compareDKIM,
+	}
+	if p.key != nil {
+		k.Values = []string{(&dkim.SigningKey{Domain: p.domain, Selector: p.selector, Key: p.key}).Record().String()}
+	}
+	add(k)
+	policy := "v=DMARC1; p=" + string(p.policy)
+	if p.reports != "" {
+		policy += "; rua=mailto:" + p.reports
+	}
+	add(&record{
+		Name: "_dmarc." + p.domain, Type: "TXT", Values: []string{policy}, Purpose: "DMARC: what receivers do with forged mail, and to whom they report (RFC 9989)",
+		absent: "anybody can forge the domain's From address; large providers ask bulk senders for the record", compare: p.compareDMARC,
+	})
+	if p.bimi != "" {
+		add(&record{
+			Name: "default._bimi." + p.domain, Type: "TXT", Values: []string{"v=BIMI1; l=" + p.bimi + "; a=" + p.evidence}, Purpose: "BIMI: the domain's indicator",
+			absent: "no indicator is shown", compare: p.compareTags("BIMI1", "l", "a"),
+		})
+	}
+	if p.sts != "" {
+		add(&record{
+			Name: "_mta-sts." + p.domain, Type: "TXT", Values: []string{"v=STSv1; id=" + p.policyID()}, Purpose: "MTA-STS: there is a policy of TLS, and this is its version (RFC 8461)",
+			Optional: !p.given["mta-sts"], absent: "senders do not look for the policy", compare: compareSTS,
+		})
+	}
+	if p.tlsReports != "" {
+		to := p.tlsReports
+		if !strings.HasPrefix(to, "https:") {
+			to = "mailto:" + to
+		}
+		add(&record{
+			Name: "_smtp._tls." + p.domain, Type: "TXT", Values: []string{"v=TLSRPTv1; rua=" + to}, Purpose: "who is told of failing TLS connections (RFC 8460)",
+			Optional: !p.given["tlsrpt"], absent: "failing TLS stays unnoticed", compare: p.compareTags("TLSRPTv1", "rua"),
+		})
+	}
+	for _, s := range p.services {
+		rec := &record{
+			Name: s.label + "._tcp." + p.domain, Type: "SRV", Optional: !p.given[s.flag], compare: compareSRV(s),
+			Purpose: "mail programs find the server (RFC 6186, RFC 8314)", absent: "mail programs cannot set themselves up",
+		}
+		if s.host == "" {
+			rec.Values, rec.Purpose, rec.none = []string{"0 0 0 ."}, "not offered (RFC 6186 section 3.4)", true
+		} else {
+			// RFC 8314 section 5.1: implicit TLS is preferred.
+			prio := 0
+			if !strings.HasSuffix(s.label, "s") {
+				prio = 10
+			}
+			rec.Values = []string{fmt.Sprintf("%d 1 %d %s.", prio, s.port, s.host)}
+		}
+		add(rec)
+	}
+	return recs
+}
+
+// printZone prints the records as lines of a zone file.
+func printZone(w io.Writer, p *plan, recs []*record) {
+	fmt.Fprintf(w, "; Mail records of %s. Lines that begin with a semicolon are comments.\n", p.domain)
+	for _, r := range recs {
+		fmt.Fprintf(w, "\n; %s\n", r.Purpose)
+		if r.Type == "PTR" || !under(r.Name, p.domain) {
+			fmt.Fprintf(w, "; (This name is not in the zone of %s.)\n", p.domain)
+		}
+		for _, v := range r.Values {
+			if r.Type == "TXT" {
+				v = quote(v)
+			}
+			fmt.Fprintf(w, "%s.\tIN\t%s\t%s\n", r.Name, r.Type, v)
+		}
+		switch {
+		case len(r.Values) > 0:
+		case r.Type == "TXT":
+			fmt.Fprintf(w, "; %s.: give the key with -dkim-key FILE, or make one with -dkim-new FILE.\n", r.Name)
+		default:
+			fmt.Fprintf(w, "; %s.: give the addresses with -ip.\n", r.Name)
+		}
+		if r.Name == "_dmarc."+p.domain && p.policy == dmarc.NonePolicy {
+			fmt.Fprintln(w, "; p=none only observes. When the reports show that all of the domain's mail passes, go on to quarantine and reject.")
+		}
+	}
+	if p.sts != "" {
+		fmt.Fprintf(w, "\n; The policy itself, to be served as https://mta-sts.%s/.well-known/mta-sts.txt:\n", p.domain)
+		for line := range strings.Lines(p.policyFile()) {
+			fmt.Fprintf(w, ";   %s", line)
+		}
+	}
+}
+
+// quote writes the strings of a TXT record: at most 255 octets each.
+func quote(s string) string {
+	var parts []string
+	for part := range slices.Chunk([]byte(s), 255) {
+		var b strings.Builder
+		for _, c := range part {
+			switch {
+			case c == '"' || c == '\\':
+				b.WriteByte('\\')
+				b.WriteByte(c)
+			case c < 0x20 || c >= 0x7f:
+				fmt.Fprintf(&b, "\\%03d", c)
+			default:
+				b.WriteByte(c)
+			}
+		}
+		parts = append(parts, `"`+b.String()+`"`)
+	}
+	return strings.Join(parts, " ")
+}
