@@ -2,6 +2,8 @@ package mailspine
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -171,6 +173,26 @@ func (e *Envelope) Subset(index []int) *Envelope {
 		c.Recipients[i] = e.Recipients[j]
 	}
 	return &c
+}
+
+// PartID makes an ID for an envelope that goes on by itself with some of the
+// recipients of a message, or is delivered a second time on purpose: queues are idempotent by ID,
+// and would take one part for a repetition of another. It is made of the ID, the sender and the recipients, and so
+// it is the same when the same is delivered again. It begins like the ID, for who reads logs;
+// without an ID it is empty.
+//
+//	sub := env.Subset(index)
+//	sub.ID = sub.PartID()
+func (e *Envelope) PartID() MsgID {
+	if e.ID == "" {
+		return ""
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%s\n", e.ID, e.From.Path())
+	for _, r := range e.Recipients {
+		fmt.Fprintf(h, "%s\n", r.Address.Path()) // an address has no control characters
+	}
+	return e.ID[:min(len(e.ID), 31)] + "-" + MsgID(hex.EncodeToString(h.Sum(nil)[:16])) // 64 octets at most
 }
 
 // Validate checks what every Deliverer may rely on, and names the field that

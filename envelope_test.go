@@ -189,3 +189,26 @@ func TestSecretsStayOut(t *testing.T) {
 		}
 	}
 }
+
+func TestPartID(t *testing.T) {
+	env := &Envelope{ID: MsgID(strings.Repeat("x", 64)), From: Address{"a", "example.org"}}
+	for _, local := range []string{"b", "c", "d"} {
+		env.Recipients = append(env.Recipients, Recipient{Address: Address{local, "example.org"}})
+	}
+	seen := map[MsgID]bool{env.ID: true}
+	for _, index := range [][]int{{0, 1, 2}, {0}, {1}, {0, 1}, {1, 0}} {
+		id := env.Subset(index).PartID()
+		if err := id.Validate(); err != nil || seen[id] || id != env.Subset(index).PartID() {
+			t.Errorf("the part %v has the ID %q (%v)", index, id, err)
+		}
+		seen[id] = true
+	}
+	env.From = Address{}
+	if id := env.Subset([]int{0}).PartID(); seen[id] {
+		t.Error("another sender makes no other ID")
+	}
+	env.ID = ""
+	if id := env.PartID(); id != "" {
+		t.Errorf("an ID of nothing: %q", id)
+	}
+}

@@ -2,11 +2,8 @@ package mta
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -187,26 +184,13 @@ func (m *Mux) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspin
 			return t.to.Deliver(ctx, env, msg)
 		}
 		sub := env.Subset(part)
-		sub.ID = partID(sub)
+		sub.ID = sub.PartID()
 		err := t.to.Deliver(mailspine.WithSubset(ctx, part), sub, msg)
 		for j, i := range part {
 			errs[i] = mailspine.ErrorAt(err, j)
 		}
 	}
 	return errs.Err()
-}
-
-// partID makes an ID of an envelope's ID and recipients. It begins like the former, for who reads logs.
-func partID(env *mailspine.Envelope) mailspine.MsgID {
-	if env.ID == "" {
-		return ""
-	}
-	h := sha256.New()
-	io.WriteString(h, string(env.ID))
-	for _, r := range env.Recipients {
-		io.WriteString(h, "\x00"+r.Address.String())
-	}
-	return env.ID[:min(len(env.ID), 31)] + "-" + mailspine.MsgID(hex.EncodeToString(h.Sum(nil)[:16])) // 64 octets at most
 }
 
 // Route returns the key under which a queue keeps a recipient: what the

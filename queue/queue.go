@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -190,7 +188,7 @@ func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.
 		env.ID = mailspine.NewMsgID()
 	} else if mailspine.AttemptFrom(ctx) != mailspine.AttemptFrom(context.Background()) {
 		env = env.Clone()
-		env.ID = partID(env)
+		env.ID = env.PartID()
 	}
 	if err := q.checkHops(ctx, msg); err != nil {
 		return err
@@ -215,18 +213,6 @@ func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.
 		f(ctx, QueuedInfo{Envelope: env, Items: items, Size: msg.Size(), Delay: m.Delay})
 	}
 	return nil
-}
-
-// partID names what a queue delivers into a queue. It is the same when the same
-// is delivered again.
-func partID(env *mailspine.Envelope) mailspine.MsgID {
-	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s\n", env.ID, env.From.Path())
-	for _, r := range env.Recipients {
-		fmt.Fprintf(h, "%s\n", r.Address.Path()) // an address has no control characters
-	}
-	sum := h.Sum(nil)
-	return env.ID[:min(len(env.ID), 31)] + "-" + mailspine.MsgID(hex.EncodeToString(sum[:16])) // 64 octets at most
 }
 
 // maxTogether is how many recipients an item has at most: it bounds the record of

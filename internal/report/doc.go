@@ -1,6 +1,6 @@
 // Package report writes and reads multipart/report messages (RFC 6522), and in
 // them delivery status notifications (RFC 3464, and RFC 6533 for addresses that are
-// not ASCII). What it writes, it reads back.
+// not ASCII) and abuse reports (RFC 5965). What it writes, it reads back.
 //
 // A report has three parts: a text for people, the same for programs, and the
 // message that it is about, or its header. [Message] writes one; [Parse] reads

@@ -25,6 +25,8 @@ type Message struct {
 	// encoding, not in what is seen.
 	Text     string
 	Delivery Delivery
+	// Feedback makes it a feedback report instead; nil: a delivery status notification.
+	Feedback *Feedback
 	// Returned is the message that it is about, or its header block (with or without the
 	// empty line after it); nil: it is not returned.
 	Returned []byte
@@ -70,7 +72,14 @@ func (m *Message) Bytes() ([]byte, mailspine.Body) {
 		parts[0].kind = "text/plain; charset=us-ascii"
 	}
 	global := m.UTF8
-	parts[1] = part{kind: "message/delivery-status", encoding: "7bit", body: m.Delivery.Format(global)}
+	kind, text, auto := "delivery-status", "a delivery status notification (RFC 3464)", "auto-replied" // RFC 3834 section 5
+	parts[1] = part{kind: "message/delivery-status", encoding: "7bit"}
+	if m.Feedback != nil {
+		kind, text, auto = "feedback-report", "an abuse report (RFC 5965)", "auto-generated"
+		parts[1].kind, parts[1].body = "message/feedback-report", m.Feedback.Format()
+	} else {
+		parts[1].body = m.Delivery.Format(global)
+	}
 	if global && !isASCII(parts[1].body) {
 		parts[1].kind, parts[1].encoding = "message/global-delivery-status", "8bit"
 	}
@@ -94,11 +103,11 @@ func (m *Message) Bytes() ([]byte, mailspine.Body) {
 	head.field("Subject", mime.QEncoding.Encode("utf-8", m.Subject))
 	head.date("Date", m.Date)
 	head.field("Message-ID", "<"+m.MessageID+">")
-	head.field("Auto-Submitted", "auto-replied") // RFC 3834 section 5
+	head.field("Auto-Submitted", auto)
 	head.field("MIME-Version", "1.0")
-	fmt.Fprintf(&head, "Content-Type: multipart/report; report-type=delivery-status;\r\n boundary=\"%s\"\r\n", boundary)
+	fmt.Fprintf(&head, "Content-Type: multipart/report; report-type=%s;\r\n boundary=\"%s\"\r\n", kind, boundary)
 	fmt.Fprintf(&head, "Content-Transfer-Encoding: %s\r\n\r\n", encoding)
-	head.WriteString("This is a delivery status notification (RFC 3464).\r\n")
+	head.WriteString("This is " + text + ".\r\n")
 	for i, p := range parts[:n] {
 		fmt.Fprintf(&head, "\r\n--%s\r\n", boundary)
 		fmt.Fprintf(&head, "Content-Type: %s\r\nContent-Description: %s\r\nContent-Transfer-Encoding: %s\r\n\r\n",

@@ -18,6 +18,8 @@ type Report struct {
 	Text string
 	// Delivery is the second part of a delivery-status report; otherwise nil.
 	Delivery *Delivery
+	// Feedback is the second part of a feedback report; otherwise nil.
+	Feedback *Feedback
 	// Returned is the beginning of the message that it is about, or of its
 	// header, at most MaxReturned octets; nil: it was not returned.
 	Returned []byte
@@ -76,6 +78,9 @@ func Parse(r io.Reader) (*Report, error) {
 	if rep.Delivery == nil && rep.Type == "delivery-status" {
 		return nil, fmt.Errorf("%w: it has no readable delivery status", ErrNotReport)
 	}
+	if rep.Feedback == nil && rep.Type == "feedback-report" {
+		return nil, fmt.Errorf("%w: it has no readable feedback report", ErrNotReport)
+	}
 	return rep, nil
 }
 
@@ -94,6 +99,17 @@ func (rep *Report) part(i int, p *message.Entity) error {
 				rep.Delivery = d
 				if rep.Type == "" {
 					rep.Type = "delivery-status"
+				}
+			}
+		}
+		return err
+	case "message/feedback-report":
+		b, err := read(p.Body, MaxStatus)
+		if rep.Feedback == nil {
+			if f, ferr := ParseFeedback(b); ferr == nil {
+				rep.Feedback = f
+				if rep.Type == "" {
+					rep.Type = "feedback-report"
 				}
 			}
 		}

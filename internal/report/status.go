@@ -347,10 +347,16 @@ func address(s string) Typed {
 	return t
 }
 
+// obsolete are the zones of RFC 5322 section 4.3 that net/mail knows by name only, in hours.
+var obsolete = map[string]int{"EDT": -4, "EST": -5, "CDT": -5, "CST": -6, "MDT": -6, "MST": -7, "PDT": -7, "PST": -8}
+
 func date(s string) time.Time {
 	t, err := mail.ParseDate(s)
 	if err != nil {
 		return time.Time{}
+	}
+	if name, offset := t.Zone(); offset == 0 && obsolete[name] != 0 {
+		t = t.Add(-time.Duration(obsolete[name]) * time.Hour)
 	}
 	return t
 }
