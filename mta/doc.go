@@ -1,6 +1,6 @@
 // Package mta moves mail between domains (RFC 5321): the outbound Relay, the
-// Mux that decides which way a recipient goes, and the Receiver that takes mail
-// from the world on port 25.
+// Smarthost that sends all mail one way, the Mux that decides which way a recipient
+// goes, and the Receiver that takes mail from the world on port 25.
 //
 //	queue.Queue ==> mta.Mux --> mta.Relay --SMTP/TLS--> the world
 //	                       \--> mda.Agent
@@ -27,9 +27,9 @@
 // servers, which are passed on as they are:
 //
 //	451 4.3.0   the Relay is not configured, or the message cannot be read
-//	451 4.4.1   no mail exchanger could be connected to
+//	451 4.4.1   no mail exchanger could be connected to, or the address to send from is not ours
 //	451 4.4.2   the connection was lost, or a time-out ran out
-//	451 4.4.3   the name lookup failed for now
+//	451 4.4.3   the name lookup failed for now, or the host of a Smarthost has no address
 //	451 4.5.0   the server does not speak SMTP
 //	451 4.7.4   the TLS policy demands TLS, and the server does not offer it
 //	451 4.7.5   the TLS policy demands TLS, and the handshake or the certificate is bad, or
@@ -49,7 +49,13 @@
 //	550 5.7.10  REQUIRETLS, and no TLS, or mail exchangers found insecurely
 //	550 5.7.30  REQUIRETLS, and the server does not know it (RFC 8689)
 //
+// Which of our addresses it sends from, and how much, is decided by an [Egress], which is asked
+// before a connection is made; package egress has one. What is over a limit
+// comes back as a *mailspine.NotNow, and waits in the queue.
+//
 // # Routing
+//
+// A [Smarthost] sends all messages to one host that the operator configured.
 //
 // A [Mux] is a Deliverer made of Deliverers. It is also the queue.Router that
 // tells a queue which recipients travel together, and a

@@ -27,6 +27,9 @@ type host struct {
 // hosts finds the mail exchangers of t.domain, in the order in which they are to
 // be tried (RFC 5321 section 5.1). Errors are *mailspine.Error.
 func (t *transfer) hosts(ctx context.Context) ([]host, error) {
+	if t.fixed != nil {
+		return t.fixed.hosts(t)
+	}
 	if strings.HasPrefix(t.domain, "[") {
 		return []host{{name: t.domain}}, nil
 	}
@@ -113,10 +116,26 @@ func isHostname(s string) bool {
 
 // addrs returns the addresses of a host, IPv4 and IPv6 in turn. IPv4 goes first: large
 // receivers refuse IPv6 clients without a matching PTR record, for good, and
-// many of those that send have none. Errors are *mailspine.Error.
+// many of those that send have none. A source with an address reaches only those of its family.
+// Errors are *mailspine.Error.
 func (t *transfer) addrs(ctx context.Context, h host) ([]netip.Addr, error) {
+	addrs, err := t.lookupAddrs(ctx, h)
+	if from := t.source.Addr; from.IsValid() && err == nil {
+		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() != from.Is4() })
+		if len(addrs) == 0 {
+			err = mailspine.Errorf(451, "4.4.1", "The host %s has no address of the family that is sent from", h.name)
+		}
+	}
+	return addrs, err
+}
+
+func (t *transfer) lookupAddrs(ctx context.Context, h host) ([]netip.Addr, error) {
 	if ip, ok := (mailspine.Address{Domain: h.name}).Literal(); ok {
 		return []netip.Addr{ip}, nil
+	}
+	if t.r.Resolver == nil {
+		return nil, mailspine.Errorf(451, "4.4.3", "The addresses of %s could not be looked up, try again later", h.name).
+			WithCause(errors.New("mta: Relay.Resolver is nil")) // of a Smarthost
 	}
 	v4, err4 := t.r.Resolver.Lookup(ctx, h.name, mailspine.TypeA)
 	v6, err6 := t.r.Resolver.Lookup(ctx, h.name, mailspine.TypeAAAA)
@@ -135,6 +154,10 @@ func (t *transfer) addrs(ctx context.Context, h host) ([]netip.Addr, error) {
 		if err != nil && !mailspine.IsNotFound(err) {
 			return nil, lookupFailed("The addresses of "+h.name, err)
 		}
+	}
+	if t.fixed != nil {
+		// A mistake of the configuration must not bounce mail.
+		return nil, mailspine.Errorf(451, "4.4.3", "The host %s has no address", h.name).WithCause(err4)
 	}
 	if t.implicit {
 		return nil, mailspine.Errorf(550, "5.1.2", "The domain %s has neither mail exchanger nor address", t.domain).WithCause(err4)

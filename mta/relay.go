@@ -45,7 +45,8 @@ import (
 // DELIVERBY, the priority to those with MT-PRIORITY.
 //
 // One connection is opened for each domain of a delivery, and closed after it. A Relay has no limit of its own on
-// how many deliveries are under way: a queue has.
+// how many deliveries are under way: a queue has. With an [Egress], there is one for each source that the
+// recipients of a domain were divided over.
 //
 // Resolver is required; without one Deliver is a temporary error. The other
 // fields have useful zero values. A Relay is safe for concurrent use; its fields
@@ -68,9 +69,13 @@ type Relay struct {
 	// it only public ones are, since whoever publishes an MX chooses where we connect
 	// to. nil: none.
 	AllowPrivate []netip.Prefix
+	// Egress chooses the address that each domain's recipients are sent from, or says that
+	// they are not sent now. nil: the system chooses the address, and nothing waits.
+	Egress Egress
 	// Dial opens a connection. network is "tcp" and address an IP address and a
-	// port, already checked against AllowPrivate. nil: a dialer that checks again
-	// in the socket.
+	// port, already checked against AllowPrivate. With an Egress, [SourceFrom] tells
+	// from the context which source the connection has to be made from. nil: a dialer that checks again
+	// in the socket, and binds the source's address.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// TLSConfig is the base of each connection's TLS configuration: client certificates, roots,
@@ -86,7 +91,7 @@ type Relay struct {
 	// Timeouts bound each step.
 	Timeouts RelayTimeouts
 	// MaxConnections bounds how many connections are tried for one domain in one
-	// delivery, over all hosts and addresses. 0: 6. A message that goes in clear after a failed
+	// delivery, over all hosts and addresses; with an Egress, for each source. 0: 6. A message that goes in clear after a failed
 	// handshake may take one more than that.
 	MaxConnections int
 	// MaxRecipients bounds the recipients of one transaction; more are sent in several, over the
@@ -155,35 +160,17 @@ func (r *Relay) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailsp
 	if r.Resolver == nil {
 		return errors.New("mta: Relay.Resolver is nil")
 	}
-	if r.Hostname != "" {
-		if err := (mailspine.Address{Local: "x", Domain: r.Hostname}).Validate(); err != nil {
-			return fmt.Errorf("mta: Relay.Hostname: %w", err)
-		}
-	}
-	if err := env.From.Validate(); err != nil {
-		return mailspine.Errorf(553, "5.1.7", "The sender's address is not valid").WithCause(err)
-	}
-	if env.Body == mailspine.BodyBinary {
-		return mailspine.Errorf(554, "5.6.3", "A binary message cannot be sent: it needs a server with BINARYMIME and CHUNKING, which this host does not use")
-	}
-	facts, err := inspect(ctx, msg)
+	facts, err := r.prepare(ctx, env, msg)
 	if err != nil {
-		return fmt.Errorf("mta: read the message: %w", err)
+		return err
 	}
-	if facts.bare {
-		return errBareLineEnd
-	}
-
 	errs := make(mailspine.RecipientErrors, len(env.Recipients))
 	var order []string
 	index := map[string][]int{}
 	for i, rcpt := range env.Recipients {
-		domain, err := rcpt.Address.ASCIIDomain()
-		if err == nil {
-			err = rcpt.Address.Validate()
-		}
-		if err != nil || domain == "" {
-			errs[i] = mailspine.Errorf(550, "5.1.3", "The recipient's address is not valid").WithCause(err)
+		domain, err := recipientDomain(rcpt)
+		if err != nil {
+			errs[i] = err
 			continue
 		}
 		if index[domain] == nil {
@@ -192,25 +179,72 @@ func (r *Relay) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailsp
 		index[domain] = append(index[domain], i)
 	}
 	for _, domain := range order {
-		t := &transfer{
-			r: r, env: env, msg: msg, facts: facts, domain: domain, errs: errs,
-			times: r.Timeouts.withDefaults(), attempt: mailspine.AttemptFrom(ctx),
-		}
-		t.run(ctx, index[domain])
+		r.transfer(ctx, env, msg, facts, domain, errs).run(ctx, index[domain])
 	}
 	return errs.Err()
 }
 
-// dial opens a connection to a checked address.
-func (r *Relay) dial(ctx context.Context, addr netip.AddrPort, timeout time.Duration) (net.Conn, error) {
-	guard := &dial.Guard{AllowPrivate: r.AllowPrivate, Timeout: timeout}
+// prepare checks what does not depend on the recipients, and reads the message once.
+func (r *Relay) prepare(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content) (contentFacts, error) {
+	if r.Hostname != "" {
+		if err := (mailspine.Address{Local: "x", Domain: r.Hostname}).Validate(); err != nil {
+			return contentFacts{}, fmt.Errorf("mta: Relay.Hostname: %w", err)
+		}
+	}
+	if err := env.From.Validate(); err != nil {
+		return contentFacts{}, mailspine.Errorf(553, "5.1.7", "The sender's address is not valid").WithCause(err)
+	}
+	if env.Body == mailspine.BodyBinary {
+		return contentFacts{}, mailspine.Errorf(554, "5.6.3", "A binary message cannot be sent: it needs a server with BINARYMIME and CHUNKING, which this host does not use")
+	}
+	facts, err := inspect(ctx, msg)
+	if err != nil {
+		return facts, fmt.Errorf("mta: read the message: %w", err)
+	}
+	if facts.bare {
+		return facts, errBareLineEnd
+	}
+	return facts, nil
+}
+
+// recipientDomain returns the domain of a recipient that can be sent to.
+func recipientDomain(rcpt mailspine.Recipient) (string, error) {
+	domain, err := rcpt.Address.ASCIIDomain()
+	if err == nil {
+		err = rcpt.Address.Validate()
+	}
+	if err != nil || domain == "" {
+		return "", mailspine.Errorf(550, "5.1.3", "The recipient's address is not valid").WithCause(err)
+	}
+	return domain, nil
+}
+
+func (r *Relay) transfer(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content, facts contentFacts, domain string, errs mailspine.RecipientErrors) *transfer {
+	return &transfer{
+		r: r, env: env, msg: msg, facts: facts, domain: domain, errs: errs,
+		times: r.Timeouts.withDefaults(), attempt: mailspine.AttemptFrom(ctx),
+	}
+}
+
+// everywhere allows each address, for a target that no stranger chose.
+var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} // never changes
+
+// dial opens a connection to a checked address, from the source of the transfer.
+func (t *transfer) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	guard := &dial.Guard{AllowPrivate: t.r.AllowPrivate, Timeout: t.times.Connect, LocalAddr: t.source.Addr}
+	if t.fixed != nil {
+		guard.AllowPrivate = everywhere
+	}
 	if err := guard.Check(addr.Addr()); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, t.times.Connect)
 	defer cancel()
-	if r.Dial != nil {
-		return r.Dial(ctx, "tcp", addr.String())
+	if t.r.Dial == nil {
+		return guard.DialContext(ctx, "tcp", addr.String())
 	}
-	return guard.DialContext(ctx, "tcp", addr.String())
+	if t.granted {
+		ctx = context.WithValue(ctx, sourceKey{}, t.source)
+	}
+	return t.r.Dial(ctx, "tcp", addr.String())
 }

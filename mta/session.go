@@ -109,7 +109,10 @@ func (s *session) open(ctx context.Context, clear bool) error {
 
 // hello says EHLO or HELO.
 func (s *session) hello(ctx context.Context) error {
-	name := s.t.r.Hostname
+	name := s.t.source.Hostname
+	if name == "" {
+		name = s.t.r.Hostname
+	}
 	if name == "" {
 		name = localName(s.c.conn)
 	} else if ascii, err := mailspine.ASCIIDomain(name); err == nil {
@@ -284,6 +287,9 @@ func (s *session) transact(ctx context.Context, pending []int) (rest []int, err 
 			break
 		}
 		rcpt := t.env.Recipients[i]
+		if t.told != nil {
+			t.told[i] = struct{}{} // before it is sent: what may have been heard counts
+		}
 		r, err := s.c.cmd(t.times.Rcpt, s.rcpt(rcpt))
 		if r, err = s.reply(ctx, "RCPT", rcpt.Address.String(), r, err); err != nil {
 			return append(accepted, pending[n:]...), err
@@ -412,7 +418,7 @@ func (s *session) settle(index []int, r reply, err error) {
 			RemoteMTA:  s.host,
 			RemoteAddr: s.addr,
 			Reply:      r.String(),
-			Source:     localAddr(s.c.conn),
+			Source:     s.t.from(s.c.conn),
 			TLS:        s.tls,
 			DSNRelayed: err == nil && s.c.has("DSN"),
 		})

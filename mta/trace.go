@@ -14,6 +14,8 @@ import (
 type RelayTrace struct {
 	// Resolved is called when the mail exchangers of a domain are known, or not.
 	Resolved func(ctx context.Context, info ResolvedInfo)
+	// Granted is called for each part that an Egress made of a domain's recipients.
+	Granted func(ctx context.Context, info GrantedInfo)
 	// Dialed is called after each attempt to connect, also for an address that
 	// was forbidden.
 	Dialed func(ctx context.Context, info DialedInfo)
@@ -34,11 +36,21 @@ type ResolvedInfo struct {
 	Err    error
 }
 
+// GrantedInfo tells which source some recipients are sent from, or why they are not sent.
+type GrantedInfo struct {
+	Domain     string
+	Source     Source // zero with Err
+	Recipients []int  // indices into the envelope
+	Err        error  // a *mailspine.NotNow where a cap says so
+}
+
 // DialedInfo tells about one connection, or why there is none.
 type DialedInfo struct {
 	Domain   string
 	Host     string
 	Addr     string // address and port
+	Source   string // the name of the egress source; "": there is none
+	Local    string // our side of the connection; "": there is no connection
 	Duration time.Duration
 	Err      error
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -15,38 +16,42 @@ import (
 	"github.com/mailspine/mailspine/internal/dial"
 )
 
-// A transfer is the part of one Deliver call that goes to one domain.
+// A transfer is the part of one Deliver call that goes to one domain, or to a Smarthost.
 type transfer struct {
 	r       *Relay
 	env     *mailspine.Envelope
 	msg     mailspine.Content
 	facts   contentFacts
-	domain  string
+	domain  string                    // of the recipients; the host's name if fixed
+	fixed   *endpoint                 // of a Smarthost; nil: the mail exchangers of domain
 	errs    mailspine.RecipientErrors // the whole delivery's; only our indices are written
 	times   RelayTimeouts
 	attempt mailspine.Attempt
 
 	rule     TLSRule
-	secure   bool              // the answer that named the hosts was authentic
-	implicit bool              // there is no MX: the domain is its own
-	last     mailspine.Receipt // of the connection under way
+	secure   bool // the answer that named the hosts was authentic
+	implicit bool // there is no MX: the domain is its own
+
+	granted bool              // an Egress chose source
+	source  Source            // zero: the system's choice
+	told    map[int]struct{}  // the recipients that a server heard of, from this source
+	last    mailspine.Receipt // of the connection under way
 }
 
 // run delivers to the recipients with the given indices, and leaves each one's
-// result in t.errs. The number of connections is bounded by MaxConnections; the time
-// by the time-outs of each, and by ctx.
+// result in t.errs.
 func (t *transfer) run(ctx context.Context, pending []int) {
 	if err := t.loadRule(ctx); err != nil {
 		t.settle(pending, err)
 		return
 	}
 	hosts, err := t.hosts(ctx)
+	names := make([]string, len(hosts))
+	for i, h := range hosts {
+		names[i] = h.name
+	}
 	if f := t.r.trace().Resolved; f != nil {
-		info := ResolvedInfo{Domain: t.domain, Err: err}
-		for _, h := range hosts {
-			info.Hosts = append(info.Hosts, h.name)
-		}
-		f(ctx, info)
+		f(ctx, ResolvedInfo{Domain: t.domain, Hosts: slices.Clone(names), Err: err})
 	}
 	if err == nil {
 		err = t.checkSecure()
@@ -55,16 +60,27 @@ func (t *transfer) run(ctx context.Context, pending []int) {
 		t.settle(pending, err)
 		return
 	}
+	if t.r.Egress != nil {
+		t.share(ctx, hosts, names, pending)
+		return
+	}
+	t.serve(ctx, hosts, pending)
+}
+
+// serve tries the hosts, from t.source. The number of connections is bounded by MaxConnections; the time
+// by the time-outs of each, and by ctx.
+func (t *transfer) serve(ctx context.Context, hosts []host, pending []int) {
 	left := t.r.MaxConnections
 	if left <= 0 {
 		left = 6
 	}
 	var worst failure
+	var bind *BindError
 	for _, h := range hosts {
-		if left <= 0 || ctx.Err() != nil {
+		if left <= 0 || ctx.Err() != nil || bind != nil {
 			break
 		}
-		t.last = mailspine.Receipt{RemoteMTA: h.name}
+		t.last = mailspine.Receipt{RemoteMTA: h.name, Source: t.source.Name}
 		addrs, err := t.addrs(ctx, h)
 		if err != nil {
 			worst.add(err, t.last)
@@ -78,9 +94,13 @@ func (t *transfer) run(ctx context.Context, pending []int) {
 				return
 			}
 			worst.add(err, t.last)
+			// Without its address the source reaches no other host either.
+			if errors.As(err, &bind) {
+				break
+			}
 		}
 	}
-	err = worst.err
+	err := worst.err
 	if cerr := ctx.Err(); cerr != nil {
 		err = fmt.Errorf("mta: delivery to %s: %w", t.domain, cerr)
 	}
@@ -106,9 +126,9 @@ func (t *transfer) loadRule(ctx context.Context) error {
 }
 
 // checkSecure is RFC 8689 section 4.2.1: with REQUIRETLS, the names of the hosts must not
-// come from an answer that could be forged.
+// come from an answer that could be forged. A Smarthost's comes from none.
 func (t *transfer) checkSecure() error {
-	if !t.env.RequireTLS || t.secure || t.rule.Hosts != nil || t.rule.Names != nil {
+	if !t.env.RequireTLS || t.secure || t.fixed != nil || t.rule.Hosts != nil || t.rule.Names != nil {
 		return nil
 	}
 	return mailspine.Errorf(550, "5.7.10", "The message requires TLS, and the mail exchangers of %s are not secured by DNSSEC or policy", t.domain)
@@ -142,7 +162,9 @@ func (t *transfer) settle(index []int, err error) {
 // clear after a failed handshake.
 func (t *transfer) tryAddr(ctx context.Context, h host, addr netip.Addr, pending []int, left *int) ([]int, error) {
 	port := t.r.Port
-	if port == 0 {
+	if t.fixed != nil {
+		port = t.fixed.port
+	} else if port == 0 {
 		port = 25
 	}
 	var err error
@@ -169,21 +191,31 @@ func (t *transfer) tryAddr(ctx context.Context, h host, addr netip.Addr, pending
 // connect opens a connection and brings it to the point where MAIL can be sent:
 // greeting, EHLO, TLS as the rule demands. Its errors are classified.
 func (t *transfer) connect(ctx context.Context, h host, addr netip.AddrPort, clear bool) (*session, error) {
-	t.last = mailspine.Receipt{RemoteMTA: h.name, RemoteAddr: addr.String()}
+	t.last = mailspine.Receipt{RemoteMTA: h.name, RemoteAddr: addr.String(), Source: t.source.Name}
 	start := time.Now()
-	conn, err := t.r.dial(ctx, addr, t.times.Connect)
+	conn, err := t.dial(ctx, addr)
 	if f := t.r.trace().Dialed; f != nil {
-		f(ctx, DialedInfo{Domain: t.domain, Host: h.name, Addr: addr.String(), Duration: time.Since(start), Err: err})
+		info := DialedInfo{Domain: t.domain, Host: h.name, Addr: addr.String(), Source: t.source.Name, Duration: time.Since(start), Err: err}
+		if err == nil {
+			info.Local = localAddr(conn)
+		}
+		f(ctx, info)
 	}
 	peer := h.name + "[" + addr.Addr().String() + "]"
 	if strings.HasPrefix(h.name, "[") {
 		peer = h.name
 	}
 	if err != nil {
+		if t.granted && isBind(err) {
+			bind := &BindError{Source: t.source, Err: err}
+			t.log(ctx, slog.LevelWarn, "mta: source address cannot be used", peer, bind)
+			// The address is nobody's business but ours.
+			return nil, mailspine.Errorf(451, "4.4.1", "The address to send from is not available").WithCause(bind)
+		}
 		t.log(ctx, slog.LevelDebug, "mta: cannot connect", peer, err)
 		return nil, dialError(peer, err)
 	}
-	t.last.Source = localAddr(conn)
+	t.last.Source = t.from(conn)
 	s := &session{t: t, c: newClient(conn, t.times.Total), host: h.name, addr: addr.String(), peer: peer}
 	if w := t.r.trace().Wire; w != nil {
 		s.c.wire = func(sent bool, line string) {
@@ -202,6 +234,14 @@ func (t *transfer) connect(ctx context.Context, h host, addr netip.AddrPort, cle
 		return nil, err
 	}
 	return s, nil
+}
+
+// from names our side of a connection in receipts.
+func (t *transfer) from(conn net.Conn) string {
+	if t.source.Name != "" {
+		return t.source.Name
+	}
+	return localAddr(conn)
 }
 
 func (t *transfer) log(ctx context.Context, level slog.Level, what, peer string, err error) {

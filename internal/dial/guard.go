@@ -62,8 +62,10 @@ type Guard struct {
 	// public addresses of services that trust our address. Empty: nothing.
 	Forbid []netip.Prefix
 
-	// LocalAddr is the address that connections are made from. Zero: the
-	// kernel chooses. A target of the other family cannot be reached then.
+	// LocalAddr is the address that connections are made from, with a port that the kernel
+	// chooses (on Linux at connect, so that connections to different targets can share one). Zero: the
+	// kernel chooses both. A target of the other family cannot be reached. If the address is not one of this host, the
+	// error has a *os.SyscallError for "bind".
 	LocalAddr netip.Addr
 
 	// Timeout bounds a whole dial, in addition to its context. Zero or negative:
@@ -221,8 +223,11 @@ func (g *Guard) dialer() *net.Dialer {
 			if err := g.Check(ap.Addr()); err != nil {
 				return err
 			}
-			if g != nil && g.Control != nil {
-				return g.Control(ctx, network, address, c)
+			if g != nil {
+				lateBind(g.LocalAddr, c)
+				if g.Control != nil {
+					return g.Control(ctx, network, address, c)
+				}
 			}
 			return nil
 		},
