@@ -11,6 +11,7 @@ import (
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/auth/authres"
+	"github.com/mailspine/mailspine/auth/bimi"
 	"github.com/mailspine/mailspine/auth/dkim"
 	"github.com/mailspine/mailspine/auth/dmarc"
 	"github.com/mailspine/mailspine/auth/spf"
@@ -20,11 +21,11 @@ import (
 // otherwise.
 const DefaultTimeout = 30 * time.Second
 
-// A Checker authenticates incoming messages: SPF, DKIM and DMARC. Resolver and
+// A Checker authenticates incoming messages: SPF, DKIM and DMARC, and BIMI on request. Resolver and
 // ID are required. It is safe for concurrent use as long as its fields do not
 // change.
 //
-// What one message can cause is bounded: see the packages spf, dkim and dmarc for the
+// What one message can cause is bounded: see the packages spf, dkim, dmarc and bimi for the
 // lookups. The header block is kept in memory up to its bound, of the body nothing.
 type Checker struct {
 	Resolver mailspine.Resolver
@@ -57,6 +58,11 @@ type Checker struct {
 	SPF   spf.Verifier
 	DKIM  dkim.Verifier
 	DMARC dmarc.Verifier
+	// BIMI looks up the indicator of the author domain when DMARC passes with an enforced
+	// policy, once the message is complete; its zero value has the defaults, as above. nil: indicators are not looked for, and no result
+	// mentions them. That is the default since an indicator looks like a promise to readers, and nothing vouches
+	// for it yet: see package bimi. The fields that only a receiver may write are forged in either case.
+	BIMI *bimi.Verifier
 
 	Logger *slog.Logger     // nil: slog.Default()
 	Now    func() time.Time // nil: time.Now
@@ -109,6 +115,14 @@ func (c *Checker) dmarc() *dmarc.Verifier {
 	return &v
 }
 
+func (c *Checker) bimi() *bimi.Verifier {
+	v := *c.BIMI
+	if v.Resolver == nil {
+		v.Resolver = c.Resolver
+	}
+	return &v
+}
+
 // Start begins the check of a message that will be written to the result. Of
 // env it reads From and Origin, now. SPF is evaluated in the background from here on. ctx
 // is that of the transaction: when it ends, what is not known becomes temperror.
@@ -137,6 +151,7 @@ type Check struct {
 	headed bool
 	policy *dmarc.Discovery // nil: there is no author domain
 	author error            // why
+	bimi   bimi.Message     // what BIMI needs of the header; zero without Checker.BIMI
 
 	res  Results
 	done bool
@@ -178,6 +193,9 @@ func (k *Check) header() {
 		k.author = err
 		return
 	}
+	if k.c.BIMI != nil {
+		k.bimi = bimi.Read(h)
+	}
 	v := k.c.dmarc()
 	k.wait.Go(func() { k.policy = v.Discover(k.ctx, domain) })
 }
@@ -216,6 +234,9 @@ func (k *Check) Finish() *Results {
 		}
 		r.DMARC = k.policy.Evaluate(k.ctx, dmarc.Identifier{Domain: r.SPF.Domain, Status: string(r.SPF.Status)}, ids)
 	}
+	if k.c.BIMI != nil {
+		r.BIMI = k.c.bimi().Verify(k.ctx, k.bimi, r.DMARC, r.DKIM)
+	}
 	if !timer.Stop() {
 		k.logger().LogAttrs(context.WithoutCancel(k.ctx), slog.LevelWarn, "authentication timed out",
 			slog.Duration("limit", limit), slog.String("spf_domain", r.SPF.Domain))
@@ -225,7 +246,7 @@ func (k *Check) Finish() *Results {
 	k.logger().LogAttrs(context.WithoutCancel(k.ctx), slog.LevelDebug, "authentication",
 		slog.String("spf", string(r.SPF.Status)), slog.Int("signatures", len(r.DKIM)),
 		slog.String("dmarc", string(r.DMARC.Status)), slog.String("author", r.DMARC.FromDomain),
-		slog.String("disposition", string(r.Disposition())))
+		slog.String("disposition", string(r.Disposition())), slog.String("bimi", string(r.BIMI.Status)))
 	return r
 }
 
@@ -239,12 +260,12 @@ func (k *Check) logger() *slog.Logger {
 // Forged reports whether a header field of an incoming message pretends to be
 // a result of this receiver, or could be taken for one: an Authentication-Results field with
 // its ID, whatever the case, the form of an international name, a trailing dot, comments and
-// version; one whose id cannot be told; and every Received-SPF, which has
-// no id. It goes into mailspine.HeaderEdit.Drop, before Results.Header is prepended. With an empty
+// version; one whose id cannot be told; every Received-SPF, which has
+// no id; and the fields of BIMI that only a receiver may write. It goes into mailspine.HeaderEdit.Drop, before Results.Header is prepended. With an empty
 // ID every Authentication-Results field is forged.
 func (c *Checker) Forged(f mailspine.HeaderField) bool {
 	switch {
-	case f.Is("Received-SPF"):
+	case f.Is("Received-SPF"), bimi.Reserved(f):
 		return true
 	case f.Is("Authentication-Results"):
 		id, ok := authres.ID(f.Value())
@@ -260,6 +281,7 @@ type Results struct {
 	Helo  spf.Result          // of HELO, if Checker.CheckHelo asks for it besides; Status "": not checked
 	DKIM  []dkim.Verification // in header order; empty: no signature
 	DMARC dmarc.Result
+	BIMI  bimi.Result // Status "": not looked for
 
 	c *Checker
 }
@@ -324,6 +346,7 @@ func (r *Results) Verdict() *mailspine.Verdict {
 		SPF: string(r.SPF.Status), SPFDomain: r.SPF.Domain, DKIM: string(dkim.None),
 		DMARC: string(r.DMARC.Status), FromDomain: r.DMARC.FromDomain,
 		Policy: string(r.DMARC.Policy), Disposition: string(r.Disposition()),
+		BIMI: string(r.BIMI.Status), Indicator: r.BIMI.Indicator, Evidence: r.BIMI.Evidence,
 	}
 	ranks := order()
 	best := len(ranks)
@@ -380,12 +403,36 @@ func (r *Results) AuthenticationResults() *authres.Header {
 		d.Properties = append(d.Properties, authres.Property{Type: "policy", Name: "dmarc", Value: string(r.Disposition())})
 	}
 	h.Results = append(h.Results, d)
+	if r.BIMI.Status != "" {
+		h.Results = append(h.Results, r.bimi())
+	}
 	return h
 }
 
+// bimi is the result of BIMI, as section "Affix BIMI Status to Authentication Results Header Field" has it.
+func (r *Results) bimi() authres.Result {
+	b := &r.BIMI
+	res := authres.Result{Method: "bimi", Value: string(b.Status), Comment: b.Problem, Properties: []authres.Property{
+		{Type: "header", Name: "d", Value: b.Domain},
+		{Type: "header", Name: "selector", Value: b.Selector},
+	}}
+	add := func(name, value string) {
+		if len(value) <= authres.MaxValue { // part of a URI is worse than none
+			res.Properties = append(res.Properties, authres.Property{Type: "policy", Name: name, Value: value})
+		}
+	}
+	if b.Status == bimi.Pass {
+		add("authority", "none") // the evidence has not been checked
+		add("indicator-uri", b.Indicator)
+		add("logo-preference", b.Preference)
+	}
+	return res
+}
+
 // Header returns the fields to prepend to the message: Authentication-Results,
-// then Received-SPF. They are folded, ended by CRLF, and nothing that strangers
+// then those of BIMI if it passes, then Received-SPF. They are folded, ended by CRLF, and nothing that strangers
 // wrote can add to them.
 func (r *Results) Header() []byte {
-	return append(r.AuthenticationResults().Field(), r.SPF.Header(r.ID)...)
+	head := append(r.AuthenticationResults().Field(), r.BIMI.Header()...)
+	return append(head, r.SPF.Header(r.ID)...)
 }

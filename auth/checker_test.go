@@ -14,6 +14,7 @@ import (
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/auth/authres"
+	"github.com/mailspine/mailspine/auth/bimi"
 	"github.com/mailspine/mailspine/auth/dkim"
 	"github.com/mailspine/mailspine/auth/dmarc"
 )
@@ -171,8 +172,15 @@ func wellFormed(t *testing.T, r *Results) {
 	t.Helper()
 	b := r.Header()
 	h, err := mailspine.ParseHeader(strings.NewReader(string(b)+"\r\n"), 0)
-	if err != nil || len(h.Fields) != 2 || h.Body != int64(len(b)) || !h.Fields[0].Is("Authentication-Results") || !h.Fields[1].Is("Received-SPF") {
-		t.Fatalf("not two fields: %q", b)
+	fields := 2
+	if r.BIMI.Status == bimi.Pass {
+		fields++
+		if r.BIMI.Preference != "" {
+			fields++
+		}
+	}
+	if err != nil || len(h.Fields) != fields || h.Body != int64(len(b)) || !h.Fields[0].Is("Authentication-Results") || !h.Fields[fields-1].Is("Received-SPF") {
+		t.Fatalf("not %d fields: %q", fields, b)
 	}
 	a, err := authres.Parse(h.Fields[0].Value())
 	if err != nil {
@@ -186,6 +194,9 @@ func wellFormed(t *testing.T, r *Results) {
 		count[res.Method+"="+res.Value]++
 	}
 	want := map[string]int{"spf=" + string(r.SPF.Status): 1, "dmarc=" + string(r.DMARC.Status): 1}
+	if r.BIMI.Status != "" {
+		want["bimi="+string(r.BIMI.Status)] = 1
+	}
 	for _, d := range r.DKIM {
 		want["dkim="+string(d.Status)]++
 	}

@@ -7,12 +7,13 @@
 // left to wait for after the final dot is little. Its [Results] say it in
 // full, and in short as a mailspine.Verdict, as the Authentication-Results and
 // Received-SPF fields to prepend, and as the refusal that the author domain's
-// DMARC policy asks for.
+// DMARC policy asks for. If it is told to, it also finds the indicator that the author
+// domain wants shown (BIMI).
 //
 // A [Signer] is the sender's side: a Deliverer that adds DKIM signatures and
 // hands the message on.
 //
 // The protocols have their own packages, which work without this one: auth/spf,
-// auth/dkim, auth/dmarc, auth/authres. All of them look names up through a
+// auth/dkim, auth/dmarc, auth/bimi, auth/authres. All of them look names up through a
 // mailspine.Resolver; auth/dns has one.
 package auth

@@ -7,6 +7,7 @@ import (
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/auth/authres"
+	"github.com/mailspine/mailspine/auth/bimi"
 )
 
 // FuzzCheck runs a whole check over foreign bytes: there is always a result,
@@ -15,8 +16,12 @@ import (
 func FuzzCheck(f *testing.F) {
 	f.Add("From: a@example.org\r\nAuthentication-Results: mx.example.net; dmarc=pass\r\n\r\nx", "mail.example.org", "joe", "example.org")
 	f.Add("Authentication-Results: (a) \"mx.example.net\"\r\n 1; dmarc=pass\r\nDKIM-Signature: v=1; d=\"; s=x\r\nFrom: x\r\n\r\n", "a\r\nb", "\"", "é")
+	f.Add("From: a@example.org\r\nBIMI-Location: v=BIMI1; l=https://evil.example/\r\nBIMI-Selector: v=BIMI1; s=x\r\nbimi-indicator : QUJD\r\n\r\nx", "mail.example.org", "joe", "example.org")
 	f.Fuzz(func(t *testing.T, msg, helo, local, domain string) {
-		c := checker(world())
+		z := world()
+		z["default._bimi.example.org"] = "v=BIMI1; l=https://example.org/logo.svg; lps=; avp=personal"
+		c := checker(z)
+		c.BIMI = &bimi.Verifier{UnsignedSelector: true}
 		env := &mailspine.Envelope{From: mailspine.Address{Local: local, Domain: domain},
 			Origin: mailspine.Origin{Helo: helo, Addr: netip.MustParseAddrPort("192.0.2.1:25")}}
 		if strings.Contains(domain, "slow.example") || strings.Contains(helo, "slow.example") || strings.Contains(msg, "slow.example") {
@@ -32,6 +37,11 @@ func FuzzCheck(f *testing.F) {
 		h, err := mailspine.ReadHeader(t.Context(), clean, 0)
 		if err != nil {
 			t.Fatal(err)
+		}
+		for _, n := range []string{"Received-SPF", "BIMI-Location", "BIMI-Indicator", "BIMI-Logo-Preference"} {
+			if len(h.Values(n)) > 0 {
+				t.Errorf("left: %s", n)
+			}
 		}
 		for _, v := range h.Values("Authentication-Results") {
 			if a, err := authres.Parse(v); err == nil && authres.SameID(a.ID, c.ID) {

@@ -18,7 +18,7 @@ import (
 type record struct {
 	Name     string   `json:"name"`
 	Type     string   `json:"type"`
-	Values   []string `json:"values"` // as in a zone file, but TXT without quotes; empty: cannot be told
+	Values   []string `json:"values"` // as in a zone file, but TXT without quotes; empty: the flags do not tell
 	Purpose  string   `json:"purpose"`
 	Optional bool     `json:"optional"`
 
@@ -26,12 +26,13 @@ type record struct {
 	Found   []string `json:"found,omitempty"`
 	Problem string   `json:"problem,omitempty"` // what is wrong, and what that means for mail
 
-	// compare looks at what is published: "", or a problem. It is called when
-	// there is something of the type; nil: Found must equal Values.
-	compare func(ctx context.Context, r mailspine.Resolver, a mailspine.Answer) string
-	// absent says what it means that there is nothing; "" with none: nothing is right.
-	absent string
-	none   bool // there should be nothing, or Values
+	kind    string  // which TXT records of the name concern us; "": all
+	compare compare // called when there is something of the type
+	absent  string  // what it means that there is nothing
+	none    bool    // nothing is right as well
+	untold  string  // printed if there are no Values: how to tell them
+	// instead is asked when there is nothing: an empty verdict means that nothing else will do. nil: nothing will.
+	instead func(context.Context, mailspine.Resolver) (verdict, []string)
 }
 
 // The MTA-STS policy's text (RFC 8461 section 3.2).
@@ -51,6 +52,22 @@ func (p *plan) policyID() string {
 	return hex.EncodeToString(sum[:10])
 }
 
+func (p *plan) bimiRecord() string {
+	s := "v=BIMI1; l=" + p.bimi
+	if p.evidence != "" {
+		s += "; a=" + p.evidence
+	}
+	return s
+}
+
+// tlsTarget is the URI that TLS reports go to.
+func (p *plan) tlsTarget() string {
+	if strings.HasPrefix(p.tlsReports, "https:") {
+		return p.tlsReports
+	}
+	return "mailto:" + p.tlsReports
+}
+
 // under reports whether a name is in the domain's zone, as far as names tell.
 func under(name, domain string) bool {
 	return name == domain || strings.HasSuffix(name, "."+domain)
@@ -59,7 +76,12 @@ func under(name, domain string) bool {
 // records lists what the domain needs.
 func (p *plan) records() []*record {
 	var recs []*record
-	add := func(r *record) { recs = append(recs, r) }
+	add := func(r *record) {
+		if r.Values == nil {
+			r.Values = []string{} // in JSON an array, too
+		}
+		recs = append(recs, r)
+	}
 
 	mx := &record{
 		Name: p.domain, Type: "MX", Purpose: "where mail for the domain goes (RFC 5321 section 5.1)",
@@ -71,7 +93,13 @@ func (p *plan) records() []*record {
 	}
 	add(mx)
 	for _, family := range []string{"A", "AAAA"} {
-		rec := &record{Name: p.host, Type: family, Purpose: "the mail server's address", compare: p.compareAddrs(family), absent: "nobody finds the server"}
+		rec := &record{
+			Name: p.host, Type: family, Purpose: "the mail server's address", compare: p.compareAddrs(family),
+			absent: "the name has no such address, and nobody finds the server there", untold: "give the addresses with -ip",
+		}
+		if len(p.ips) == 0 {
+			rec.instead = onlyIPv6(p.host)
+		}
 		for _, ip := range p.ips {
 			if ip.Is4() == (family == "A") {
 				rec.Values = append(rec.Values, ip.String())
@@ -102,58 +130,74 @@ func (p *plan) records() []*record {
 		spf += " -all"
 	}
 	add(&record{
-		Name: p.domain, Type: "TXT", Values: []string{spf}, Purpose: "SPF: which addresses send mail of the domain (RFC 7208)",
+		Name: p.domain, Type: "TXT", kind: "spf", Values: []string{spf}, Purpose: "SPF: which addresses send mail of the domain (RFC 7208)",
 		absent: "receivers cannot tell the domain's mail from forged mail; large providers refuse it", compare: p.compareSPF(p.domain),
 	})
 	add(&record{
-		Name: p.host, Type: "TXT", Values: []string{"v=spf1 a -all"}, Purpose: "SPF for the server's own name, for bounces, which have no sender (RFC 7208 section 2.4)",
+		Name: p.host, Type: "TXT", kind: "spf", Values: []string{"v=spf1 a -all"}, Purpose: "SPF for the server's own name, for bounces, which have no sender (RFC 7208 section 2.4)",
 		Optional: true, absent: "bounces and reports from here pass no SPF check", compare: p.compareSPF(p.host),
 	})
-	k := &record{
-		Name: p.selector + "._domainkey." + p.domain, Type: "TXT", Purpose: "DKIM: the public key of the domain's signatures (RFC 6376)",
-		absent: "signatures cannot be verified", compare: p.compareDKIM,
+	keys := p.keys
+	if len(keys) == 0 {
+		keys = []signingKey{{selector: p.selector}}
 	}
-	if p.key != nil {
-		k.Values = []string{(&dkim.SigningKey{Domain: p.domain, Selector: p.selector, Key: p.key}).Record().String()}
+	for _, k := range keys {
+		rec := &record{
+			Name: k.selector + "._domainkey." + p.domain, Type: "TXT", Purpose: "DKIM: the public key of the domain's signatures (RFC 6376)",
+			absent: "signatures cannot be verified", compare: compareDKIM(k.key), untold: "give the key with -dkim-key FILE, or make one with -dkim-new FILE",
+		}
+		if k.key != nil {
+			rec.Values = []string{(&dkim.SigningKey{Domain: p.domain, Selector: k.selector, Key: k.key}).Record().String()}
+		}
+		add(rec)
 	}
-	add(k)
 	policy := "v=DMARC1; p=" + string(p.policy)
 	if p.reports != "" {
 		policy += "; rua=mailto:" + p.reports
 	}
 	add(&record{
-		Name: "_dmarc." + p.domain, Type: "TXT", Values: []string{policy}, Purpose: "DMARC: what receivers do with forged mail, and to whom they report (RFC 9989)",
-		absent: "anybody can forge the domain's From address; large providers ask bulk senders for the record", compare: p.compareDMARC,
+		Name: "_dmarc." + p.domain, Type: "TXT", kind: "dmarc", Values: []string{policy}, Purpose: "DMARC: what receivers do with forged mail, and to whom they report (RFC 9989)",
+		absent: "anybody can forge the domain's From address; large providers ask bulk senders for the record", compare: p.compareDMARC, instead: p.inheritDMARC,
 	})
+	if _, at, ok := strings.Cut(p.reports, "@"); ok {
+		if at, err := mailDomain(at); err == nil && !under(at, p.domain) && !under(p.domain, at) {
+			add(&record{
+				Name: p.domain + "._report._dmarc." + at, Type: "TXT", kind: "dmarc", Values: []string{"v=DMARC1"},
+				Purpose: "DMARC: " + at + " agrees to get the reports (RFC 7489 section 7.1)",
+				absent:  "receivers send no reports to another domain that has not agreed", compare: anything,
+			})
+		}
+	}
 	if p.bimi != "" {
 		add(&record{
-			Name: "default._bimi." + p.domain, Type: "TXT", Values: []string{"v=BIMI1; l=" + p.bimi + "; a=" + p.evidence}, Purpose: "BIMI: the domain's indicator",
-			absent: "no indicator is shown", compare: p.compareTags("BIMI1", "l", "a"),
+			Name: "default._bimi." + p.domain, Type: "TXT", kind: "bimi", Values: []string{p.bimiRecord()}, Purpose: "BIMI: the domain's indicator",
+			absent: "no indicator is shown", compare: p.compareBIMI,
 		})
 	}
 	if p.sts != "" {
 		add(&record{
-			Name: "_mta-sts." + p.domain, Type: "TXT", Values: []string{"v=STSv1; id=" + p.policyID()}, Purpose: "MTA-STS: there is a policy of TLS, and this is its version (RFC 8461)",
+			Name: "_mta-sts." + p.domain, Type: "TXT", kind: "sts", Values: []string{"v=STSv1; id=" + p.policyID()}, Purpose: "MTA-STS: there is a policy of TLS, and this is its version (RFC 8461)",
 			Optional: !p.given["mta-sts"], absent: "senders do not look for the policy", compare: compareSTS,
+		})
+		add(&record{
+			Name: "mta-sts." + p.domain, Type: "A", Purpose: "MTA-STS: the web server that has the policy (RFC 8461 section 3.3)",
+			Optional: !p.given["mta-sts"], absent: "nobody can fetch the policy", compare: anything, instead: onlyIPv6("mta-sts." + p.domain),
+			untold: "the address of a web server with a certificate for this name",
 		})
 	}
 	if p.tlsReports != "" {
-		to := p.tlsReports
-		if !strings.HasPrefix(to, "https:") {
-			to = "mailto:" + to
-		}
 		add(&record{
-			Name: "_smtp._tls." + p.domain, Type: "TXT", Values: []string{"v=TLSRPTv1; rua=" + to}, Purpose: "who is told of failing TLS connections (RFC 8460)",
-			Optional: !p.given["tlsrpt"], absent: "failing TLS stays unnoticed", compare: p.compareTags("TLSRPTv1", "rua"),
+			Name: "_smtp._tls." + p.domain, Type: "TXT", kind: "tlsrpt", Values: []string{"v=TLSRPTv1; rua=" + p.tlsTarget()}, Purpose: "who is told of failing TLS connections (RFC 8460)",
+			Optional: !p.given["tlsrpt"], absent: "failing TLS stays unnoticed", compare: p.compareTLSRPT,
 		})
 	}
 	for _, s := range p.services {
 		rec := &record{
 			Name: s.label + "._tcp." + p.domain, Type: "SRV", Optional: !p.given[s.flag], compare: compareSRV(s),
-			Purpose: "mail programs find the server (RFC 6186, RFC 8314)", absent: "mail programs cannot set themselves up",
+			Purpose: s.what + ", for mail programs to find (RFC 6186, RFC 8314)", absent: "mail programs cannot set themselves up",
 		}
 		if s.host == "" {
-			rec.Values, rec.Purpose, rec.none = []string{"0 0 0 ."}, "not offered (RFC 6186 section 3.4)", true
+			rec.Values, rec.Purpose, rec.none = []string{"0 0 0 ."}, s.what+": not offered (RFC 6186 section 3.4)", true
 		} else {
 			// RFC 8314 section 5.1: implicit TLS is preferred.
 			prio := 0
@@ -181,12 +225,8 @@ func printZone(w io.Writer, p *plan, recs []*record) {
 			}
 			fmt.Fprintf(w, "%s.\tIN\t%s\t%s\n", r.Name, r.Type, v)
 		}
-		switch {
-		case len(r.Values) > 0:
-		case r.Type == "TXT":
-			fmt.Fprintf(w, "; %s.: give the key with -dkim-key FILE, or make one with -dkim-new FILE.\n", r.Name)
-		default:
-			fmt.Fprintf(w, "; %s.: give the addresses with -ip.\n", r.Name)
+		if len(r.Values) == 0 {
+			fmt.Fprintf(w, "; %s.: %s.\n", r.Name, r.untold)
 		}
 		if r.Name == "_dmarc."+p.domain && p.policy == dmarc.NonePolicy {
 			fmt.Fprintln(w, "; p=none only observes. When the reports show that all of the domain's mail passes, go on to quarantine and reject.")

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/auth/bimi"
 	"github.com/mailspine/mailspine/auth/dkim"
 	"github.com/mailspine/mailspine/auth/dmarc"
 	"github.com/mailspine/mailspine/auth/dns"
@@ -27,8 +28,8 @@ type plan struct {
 	domain, host string
 	ips          []netip.Addr
 	mx           []mailspine.MX
-	selector     string
-	key          crypto.Signer // nil: none given
+	selector     string       // of a key that names none
+	keys         []signingKey // none: not given
 	policy       dmarc.Policy
 	reports      string // an address; "": none
 	bimi         string // a URL; "": no indicator
@@ -41,9 +42,15 @@ type plan struct {
 
 // A service is a SRV record of RFC 6186 or RFC 8314.
 type service struct {
-	flag, label string
-	host        string // "": not offered
-	port        uint16
+	flag, label, what string
+	host              string // "": not offered
+	port              uint16
+}
+
+// A signingKey is a DKIM key with its selector.
+type signingKey struct {
+	selector, file string
+	key            crypto.Signer // nil: not known
 }
 
 // each makes a flag that can be repeated.
@@ -75,9 +82,16 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return err
 	}), "mx", "`[preference:]host` that receives mail; repeatable; default: 10, 20, ... and the host name")
 	fs.StringVar(&p.selector, "selector", "mail", "DKIM selector")
-	keyFile := fs.String("dkim-key", "", "`file` with the private DKIM key (PEM)")
-	newKey := fs.String("dkim-new", "", "make an RSA key of 2048 bits in this `file`, which must not exist")
-	policy := fs.String("dmarc", "none", "DMARC `policy`: none, quarantine or reject")
+	fs.Var(each(func(s string) error {
+		selector, file, ok := strings.Cut(s, "=")
+		if !ok {
+			selector, file = "", s
+		}
+		p.keys = append(p.keys, signingKey{selector: selector, file: file})
+		return nil
+	}), "dkim-key", "`[selector=]file` with a private DKIM key (PEM); repeatable")
+	newKey := fs.String("dkim-new", "", "make an RSA key of 2048 bits for -selector in this `file`, which must not exist")
+	policy := fs.String("dmarc-policy", "none", "DMARC `policy`: none, quarantine or reject")
 	fs.StringVar(&p.reports, "rua", "postmaster@DOMAIN", "`address` for DMARC reports; off: none")
 	fs.StringVar(&p.bimi, "bimi", "", "https `URL` of the domain's indicator (SVG)")
 	fs.StringVar(&p.evidence, "bimi-evidence", "", "https `URL` of its mark certificate (PEM)")
@@ -99,10 +113,10 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		if s.port > 0 {
 			def = "HOSTNAME:" + strconv.Itoa(s.port)
 		}
-		p.services = append(p.services, service{flag: s.name, label: s.label})
+		p.services = append(p.services, service{flag: s.name, label: s.label, what: s.what})
 		fs.String(s.name, def, "`host:port` of "+s.what+"; off: not offered")
 	}
-	check := fs.Bool("check", false, "compare with what is published")
+	checking := fs.Bool("check", false, "compare with what is published")
 	server := fs.String("dns", "", "name server `address` to ask; implies -check; default: the system's")
 	zone := fs.String("zone", "", "zone `file` to look into instead of the network; implies -check")
 	asJSON := fs.Bool("json", false, "print JSON")
@@ -134,51 +148,53 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if *zone != "" && *server != "" {
 		return wrong(errors.New("-zone and -dns exclude each other"))
 	}
-	if *keyFile != "" && *newKey != "" {
-		return wrong(errors.New("-dkim-key and -dkim-new exclude each other"))
-	}
 	p.policy = dmarc.Policy(strings.ToLower(*policy))
 	for i := range p.services {
 		p.services[i].host = fs.Lookup(p.services[i].flag).Value.String()
 	}
-	if err := p.complete(); err != nil {
+	if err := p.complete(*newKey != ""); err != nil {
 		return wrong(err)
 	}
-	var err error
-	switch {
-	case *keyFile != "":
-		p.key, err = readKey(*keyFile)
-	case *newKey != "":
-		p.key, err = makeKey(*newKey)
-	}
-	if err != nil {
-		return wrong(err)
-	}
-
-	recs := p.records()
-	if !*check && *zone == "" && *server == "" {
-		if *asJSON {
-			return printJSON(recs, stdout, stderr)
+	for i := range p.keys {
+		if err := p.keys[i].read(); err != nil {
+			return wrong(fmt.Errorf("-dkim-key: %w", err))
 		}
-		printZone(stdout, p, recs)
-		return exitOK
 	}
 	var resolver mailspine.Resolver = &dns.System{}
+	var err error
 	switch {
 	case *zone != "":
 		if resolver, err = readZone(*zone, p.domain); err != nil {
 			return wrong(fmt.Errorf("-zone: %w", err))
-		}
-		// The file of one zone has no names of others, such as those of addresses.
-		for _, r := range recs {
-			r.Optional = r.Optional || !under(r.Name, p.domain)
 		}
 	case *server != "":
 		if resolver, err = client(*server); err != nil {
 			return wrong(fmt.Errorf("-dns: %w", err))
 		}
 	}
-	good := p.check(ctx, resolver, recs)
+	if *newKey != "" { // last, so that whoever mends another flag can give the same once more
+		key, err := makeKey(*newKey)
+		if err != nil {
+			return wrong(fmt.Errorf("-dkim-new: %w", err))
+		}
+		p.keys = append(p.keys, signingKey{selector: p.selector, key: key})
+	}
+
+	recs := p.records()
+	if !*checking && *zone == "" && *server == "" {
+		if *asJSON {
+			return printJSON(recs, stdout, stderr)
+		}
+		printZone(stdout, p, recs)
+		return exitOK
+	}
+	if *zone != "" {
+		// The file of one zone has no names of others, such as those of addresses.
+		for _, r := range recs {
+			r.Optional = r.Optional || !under(r.Name, p.domain)
+		}
+	}
+	well := check(ctx, resolver, recs)
 	if *asJSON {
 		if code := printJSON(recs, stdout, stderr); code != exitOK {
 			return code
@@ -186,14 +202,14 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	} else {
 		printCheck(stdout, recs)
 	}
-	if !good {
+	if !well {
 		return exitProblem
 	}
 	return exitOK
 }
 
 // complete fills in the defaults and says what is wrong with which flag.
-func (p *plan) complete() error {
+func (p *plan) complete(newKey bool) error {
 	var err error
 	if p.domain, err = mailDomain(p.domain); err != nil {
 		return fmt.Errorf("domain: %w", err)
@@ -212,13 +228,29 @@ func (p *plan) complete() error {
 			return fmt.Errorf("-ip: %s is there twice", p.ips[i])
 		}
 	}
+	p.selector = strings.ToLower(p.selector)
 	if _, err := mailDomain(p.selector + "." + p.domain); err != nil {
 		return fmt.Errorf("-selector: %w", err)
+	}
+	selectors := map[string]bool{}
+	if newKey {
+		selectors[p.selector] = true
+	}
+	for i := range p.keys {
+		k := &p.keys[i]
+		k.selector = strings.ToLower(or(k.selector, p.selector))
+		if _, err := mailDomain(k.selector + "." + p.domain); err != nil {
+			return fmt.Errorf("-dkim-key: %w", err)
+		}
+		if selectors[k.selector] {
+			return fmt.Errorf("-dkim-key: there are two keys for the selector %s", k.selector)
+		}
+		selectors[k.selector] = true
 	}
 	switch p.policy {
 	case dmarc.NonePolicy, dmarc.Quarantine, dmarc.Reject:
 	default:
-		return fmt.Errorf("-dmarc: %q is not none, quarantine or reject", p.policy)
+		return fmt.Errorf("-dmarc-policy: %q is not none, quarantine or reject", p.policy)
 	}
 	for _, f := range []struct {
 		name   string
@@ -241,19 +273,28 @@ func (p *plan) complete() error {
 			return fmt.Errorf("-%s: %w", f.name, err)
 		}
 	}
-	for _, f := range []struct{ name, value string }{{"bimi", p.bimi}, {"bimi-evidence", p.evidence}} {
-		if f.value == "" {
-			continue
-		}
-		if err := checkURL(f.value); err != nil {
-			return fmt.Errorf("-%s: %w", f.name, err)
-		}
-	}
 	switch {
 	case p.evidence != "" && p.bimi == "":
 		return errors.New("-bimi-evidence: needs -bimi, the indicator that it vouches for")
 	case p.bimi != "" && p.policy == dmarc.NonePolicy:
-		return errors.New("-bimi: no indicator is shown under the policy none; give -dmarc quarantine or reject")
+		return errors.New("-bimi: no indicator is shown under the policy none; give -dmarc-policy quarantine or reject")
+	}
+	for _, f := range []struct{ name, value string }{{"bimi", p.bimi}, {"bimi-evidence", p.evidence}} {
+		if strings.Contains(f.value, ";") {
+			return fmt.Errorf("-%s: a semicolon in a URL has to be written %%3B", f.name)
+		}
+	}
+	if p.bimi != "" {
+		_, err := bimi.ParseRecord(p.bimiRecord())
+		if syntax := (*bimi.SyntaxError)(nil); errors.As(err, &syntax) {
+			name := "-bimi"
+			if syntax.Tag == "a" {
+				name = "-bimi-evidence"
+			}
+			return fmt.Errorf("%s: %s", name, syntax.Reason)
+		} else if err != nil {
+			return fmt.Errorf("-bimi: %w", err)
+		}
 	}
 	switch p.sts {
 	case "off":
@@ -293,6 +334,9 @@ func mailDomain(s string) (string, error) {
 	a, err := mailspine.ASCIIDomain(s)
 	if err != nil {
 		return "", err
+	}
+	if _, err := netip.ParseAddr(a); err == nil {
+		return "", fmt.Errorf("%q is an address, and not a name", s)
 	}
 	if strings.HasPrefix(a, "[") || !strings.Contains(a, ".") {
 		return "", fmt.Errorf("%q is no domain name with a dot", s)
@@ -335,16 +379,15 @@ func client(server string) (mailspine.Resolver, error) {
 	return &dns.Client{Servers: []string{server}}, nil
 }
 
-func readKey(file string) (crypto.Signer, error) {
-	b, err := os.ReadFile(file)
+func (k *signingKey) read() error {
+	b, err := os.ReadFile(k.file)
 	if err != nil {
-		return nil, fmt.Errorf("-dkim-key: %w", err)
+		return err
 	}
-	key, err := dkim.ParseKey(b)
-	if err != nil {
-		return nil, fmt.Errorf("-dkim-key: %s: %w", file, err)
+	if k.key, err = dkim.ParseKey(b); err != nil {
+		return fmt.Errorf("%s: %w", k.file, err)
 	}
-	return key, nil
+	return nil
 }
 
 // makeKey never overwrites a key: a published record would lose its other half.
@@ -359,11 +402,11 @@ func makeKey(file string) (_ crypto.Signer, err error) {
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("-dkim-new: %w", err)
+		return nil, err
 	}
 	_, err = f.Write(b)
 	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("-dkim-new: %w", err)
+		return nil, err
 	}
 	return key, nil
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,14 +13,45 @@ import (
 	"github.com/mailspine/mailspine/auth/dns/dnstest"
 )
 
+// maxZone bounds a zone file, in octets.
+const maxZone = 64 << 20
+
+// errElsewhere is in the error for a name that the file of a zone need not have: nothing
+// is known of it.
+var errElsewhere = errors.New("the name is not in the zone of the file")
+
+// A zoneFile answers from a file. A name that is not there is known not to exist only if it would be in
+// the zone. The domains above it, which the search for a DMARC policy reaches, are taken for public suffixes that
+// publish nothing.
+type zoneFile struct {
+	all  mailspine.Resolver
+	apex string
+}
+
+func (z *zoneFile) Lookup(ctx context.Context, name string, t mailspine.Type) (mailspine.Answer, error) {
+	a, err := z.all.Lookup(ctx, name, t)
+	name = canonical(name)
+	if mailspine.IsNotFound(err) && !under(name, z.apex) && !under(z.apex, strings.TrimPrefix(name, "_dmarc.")) {
+		return mailspine.Answer{}, &mailspine.DNSError{Name: name, Type: t, Kind: mailspine.ErrDNSTemporary, Err: errElsewhere}
+	}
+	return a, err
+}
+
 // readZone reads a file in the format of RFC 1035 section 5. Names that are not absolute are
-// below the domain. Files that it includes are not read.
+// below the domain. The zone is that of the first SOA record, or else the domain's. A file that includes another
+// is refused.
 func readZone(file, domain string) (mailspine.Resolver, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if fi, err := f.Stat(); err != nil {
+		return nil, err
+	} else if fi.Size() > maxZone {
+		return nil, fmt.Errorf("%s: larger than %d octets", file, maxZone)
+	}
+	apex := ""
 	zone := dnstest.Zone{}
 	z := dns.NewZoneParser(f, dns.Fqdn(domain), file)
 	z.SetDefaultTTL(3600)
@@ -43,10 +76,15 @@ func readZone(file, domain string) (mailspine.Resolver, error) {
 			r = dnstest.CNAME(rr.Target)
 		case *dns.SRV:
 			r = dnstest.SRV(rr.Priority, rr.Weight, rr.Port, rr.Target)
+		case *dns.SOA:
+			if apex == "" {
+				apex = canonical(rr.Hdr.Name)
+			}
+			continue
 		default:
 			continue // of no concern to mail, or not looked at here
 		}
-		name := strings.TrimSuffix(strings.ToLower(rr.Header().Name), ".")
+		name := canonical(rr.Header().Name)
 		zone[name] = append(zone[name], r)
 	}
 	if err := z.Err(); err != nil {
@@ -55,7 +93,7 @@ func readZone(file, domain string) (mailspine.Resolver, error) {
 	if err := zone.Check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return dnstest.New(zone), nil
+	return &zoneFile{dnstest.New(zone), or(apex, domain)}, nil
 }
 
 // unescape turns the presentation form of a string (RFC 1035 section 5.1) into its octets.
