@@ -52,8 +52,9 @@ type Complaint struct {
 }
 
 // Bytes returns the report as a message with CRLF line ends, and what its envelope has to
-// say of the body. What cannot be part of a message is left out: controls become spaces, and a Returned
-// that is not lines of text (RFC 2046 section 5.2.1 lets nobody encode it) is not sent.
+// say of the body. What cannot be part of a message is left out: controls become spaces, a Returned
+// that is not lines of text (RFC 2046 section 5.2.1 lets nobody encode it) is not sent, and a recipient whose local part is
+// not ASCII is not named.
 func (c *Complaint) Bytes() ([]byte, mailspine.Body) {
 	m := &report.Message{
 		From: c.From, To: c.To, Date: c.Date, MessageID: c.MessageID, Subject: "Abuse report", Text: c.Text,
@@ -69,7 +70,14 @@ func (c *Complaint) Bytes() ([]byte, mailspine.Body) {
 		m.Feedback.ReportingMTA = report.Typed{Type: "dns", Value: c.ReportingMTA}
 	}
 	for _, r := range c.Recipients {
-		m.Feedback.OriginalRcptTo = append(m.Feedback.OriginalRcptTo, r.String())
+		// The report is ASCII (RFC 5965 section 3). A domain has an ASCII form; a local part has none, and
+		// another address must not stand for it.
+		if domain, err := r.ASCIIDomain(); err == nil {
+			r.Domain = domain
+		}
+		if r.IsASCII() && !r.IsZero() {
+			m.Feedback.OriginalRcptTo = append(m.Feedback.OriginalRcptTo, r.String())
+		}
 	}
 	if c.Returned != nil && report.CanReturn(c.Returned) {
 		m.Returned, m.Full = c.Returned, c.Full
@@ -104,9 +112,14 @@ func parse(ctx context.Context, msg mailspine.Content) (*report.Report, error) {
 	return report.Parse(r)
 }
 
-// header returns the header of the returned message, as far as it goes.
+// header returns the header of the returned message, as far as it goes. Some systems put an empty line or
+// the "From " line of a mailbox file in front of it.
 func (c *Complaint) header() *mailspine.Header {
-	h, err := mailspine.ParseHeader(bytes.NewReader(c.Returned), 0)
+	b := bytes.TrimLeft(c.Returned, "\r\n")
+	if bytes.HasPrefix(b, []byte("From ")) || bytes.HasPrefix(b, []byte(">From ")) {
+		_, b, _ = bytes.Cut(b, []byte("\n"))
+	}
+	h, err := mailspine.ParseHeader(bytes.NewReader(b), 0)
 	if err != nil {
 		return &mailspine.Header{}
 	}

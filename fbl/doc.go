@@ -18,14 +18,22 @@
 //     or in its return path;
 //   - the token was made for a recipient that the report names, so that who has got a message can stop
 //     mail to himself only;
-//   - the reporter passes DKIM or SPF, as the Verdict of the envelope says, which mta.Receiver writes.
+//   - the reporter passes DKIM or SPF, as the Verdict of the envelope says, which mta.Receiver writes, and the policy of the
+//     domain that the report claims to come from does not have it quarantined.
+//
+// The token is what protects: it shows that the reporter has seen that copy. DKIM or SPF sees to it that somebody answers for the
+// report. A reader who publishes a message with its header hands its token to everybody.
 //
 // A bounce counts if it comes to a sealed return path, is a delivery status notification, and says that the path's
-// own recipient failed for a reason on the recipient's side (suppress.Hard).
+// own recipient failed for a reason on the recipient's side (suppress.Hard). Where its Status says nothing (5.0.0), the code at the
+// beginning of the diagnostic reply counts.
+//
+// Each counts once: a report that comes again changes nothing, and is not told to the OutcomeSink again.
 //
 // Everything else changes nothing. A report goes to Intake.Review with the field [ReviewHeader], which says
-// why: nothing is lost, and a person can decide. What comes to a sealed return path and is no bounce that counts (an automatic reply, a
-// delay, a letter) is passed on to the message's original sender, as all bounces are, if Intake.Forward is set.
+// why: nothing is lost, and a person can decide. So does what comes to a return path whose token does not open any more.
+// What comes to a sealed return path and is no bounce that counts (an automatic reply, a delay, a letter) is passed on to
+// the message's original sender, as all bounces are, if Intake.Forward is set.
 //
 // # Bounds
 //

@@ -8,6 +8,7 @@ import (
 	"net/mail"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mailspine/mailspine"
@@ -28,8 +29,11 @@ const (
 // paths. It is a RecipientChecker too: other addresses, and return paths that are forged or too old, are unknown (550 5.1.1).
 //
 // nil means that a report was dealt with: its reader is suppressed, or it is with Review, or it was passed on. When the
-// list, Review or Forward fail, so does Deliver, with their error; to do it again does no harm. It is safe for concurrent
-// use; its fields must not change once it is in use.
+// list or Review fail, in whatever way, so does Deliver, with a temporary error: who sent the report cannot mend that, and
+// would not send it again. When Forward fails for now, so does Deliver; what Forward refuses for good goes to Review. To deliver
+// a report again does no harm: it is the same entry, and Outcomes hears of an entry once.
+//
+// It is safe for concurrent use; its fields must not change once it is in use. It must not be copied.
 type Intake struct {
 	Tokens *Tokens // required
 	// Addresses take complaints, such as fbl@example.org; none: none.
@@ -45,10 +49,15 @@ type Intake struct {
 	// BounceFor is how long a hard bounce suppresses; 0: for ever. Complaints do for ever.
 	BounceFor time.Duration
 
-	Outcomes mailspine.OutcomeSink // is told of complaints and bounces that count; nil: nobody
-	Logger   *slog.Logger          // nil: slog.Default
-	Trace    *Trace                // nil: none
-	Now      func() time.Time      // nil: time.Now
+	// Outcomes is told of each complaint and bounce by which a recipient comes to be suppressed; nil: nobody. It is not
+	// told of further ones about the same recipient and stream as long as the entry lasts: else a reader could make a sender
+	// look as bad as he likes by sending one report many times.
+	Outcomes mailspine.OutcomeSink
+	Logger   *slog.Logger     // nil: slog.Default
+	Trace    *Trace           // nil: none
+	Now      func() time.Time // nil: time.Now
+
+	adding sync.Mutex // makes one step of looking for an entry and adding it
 }
 
 var (
@@ -71,6 +80,8 @@ type ComplaintInfo struct {
 	Scope     Scope
 	Message   mailspine.MsgID // as in Opened
 	Complaint *Complaint
+	// Repeated says that the recipient was suppressed for this stream before.
+	Repeated bool
 }
 
 // BounceInfo describes a bounce that suppresses its recipient.
@@ -79,6 +90,7 @@ type BounceInfo struct {
 	Scope     Scope
 	Message   mailspine.MsgID
 	Status    *mailspine.Error
+	Repeated  bool // as in ComplaintInfo
 }
 
 // ReviewInfo describes a report that changed nothing.
@@ -145,23 +157,34 @@ func (in *Intake) CheckRecipient(ctx context.Context, _ *mailspine.Envelope, rcp
 	if in.feedback(rcpt.Address) {
 		return nil
 	}
-	_, err := in.path(ctx, rcpt.Address)
+	_, ok, err := in.Tokens.OpenPath(ctx, rcpt.Address)
+	if !ok || worthless(err) != "" {
+		return unknown(err)
+	}
 	return err
 }
 
-// path opens a sealed return path.
-func (in *Intake) path(ctx context.Context, a mailspine.Address) (*Opened, error) {
-	o, ok, err := in.Tokens.OpenPath(ctx, a)
+// worthless says what is wrong with a token that does not open; "" is for nil, and for errors that
+// are temporary.
+func worthless(err error) string {
 	switch {
-	case !ok:
-		return nil, unknown(nil)
-	case errors.Is(err, ErrForged) || errors.Is(err, ErrExpired) || errors.Is(err, ErrNoScope):
-		return nil, unknown(err)
+	case errors.Is(err, ErrForged):
+		return "its token is forged or damaged"
+	case errors.Is(err, ErrExpired):
+		return "its token is too old"
+	case errors.Is(err, ErrNoScope):
+		return "the scope of its token is not known"
 	}
-	return o, err
+	return ""
 }
 
-// Deliver deals with a report, for each of the recipients.
+// retry makes an error of a part of ours temporary: 451 4.3.0, whatever it is itself.
+func retry(what string, err error) error {
+	return mailspine.Errorf(451, "4.3.0", "Local error in processing").WithCause(fmt.Errorf("fbl: %s: %w", what, err))
+}
+
+// Deliver deals with a report, for each of the recipients. What comes to a return path that does not open any more, as when a
+// key was changed while the report was in a queue, goes to Review.
 func (in *Intake) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content) error {
 	if err := in.Validate(); err != nil {
 		return err
@@ -172,11 +195,17 @@ func (in *Intake) Deliver(ctx context.Context, env *mailspine.Envelope, msg mail
 			errs[i] = in.complaint(ctx, env, i, msg)
 			continue
 		}
-		o, err := in.path(ctx, r.Address)
-		if err == nil {
-			err = in.bounce(ctx, env, i, msg, o)
+		o, ok, err := in.Tokens.OpenPath(ctx, r.Address)
+		switch why := worthless(err); {
+		case !ok:
+			errs[i] = unknown(nil)
+		case why != "":
+			errs[i] = in.review(ctx, env, i, msg, "it came to a return path: "+why)
+		case err != nil:
+			errs[i] = retry("open a return path", err)
+		default:
+			errs[i] = in.bounce(ctx, env, i, msg, o)
 		}
-		errs[i] = err
 	}
 	return errs.Err()
 }
@@ -195,8 +224,9 @@ func (in *Intake) complaint(ctx context.Context, env *mailspine.Envelope, i int,
 	default:
 		return in.review(ctx, env, i, msg, "its Feedback-Type is "+c.Type)
 	}
-	if v := env.Verdict; v == nil || v.DKIM != "pass" && v.SPF != "pass" {
-		return in.review(ctx, env, i, msg, "the reporter passes neither DKIM nor SPF")
+	who, why := reporter(env.Verdict)
+	if why != "" {
+		return in.review(ctx, env, i, msg, why)
 	}
 	o, rcpt, why, err := in.find(ctx, c)
 	if err != nil {
@@ -208,19 +238,53 @@ func (in *Intake) complaint(ctx context.Context, env *mailspine.Envelope, i int,
 	e := suppress.Entry{
 		Key:      suppress.Key{Tenant: o.Scope.Tenant, Stream: o.Scope.Stream, Address: rcpt},
 		Reason:   suppress.Complaint,
-		Evidence: fmt.Sprintf("report %s from %s, feedback type %s, about message %s", env.ID, env.From.Path(), c.Type, o.Message),
+		Evidence: fmt.Sprintf("report %s from %s (%s), feedback type %s, about message %s", env.ID, env.From.Path(), who, c.Type, o.Message),
 		Time:     in.now(),
 	}
-	if err := in.Suppress.Add(ctx, e); err != nil {
-		return fmt.Errorf("fbl: suppress: %w", err)
+	repeated, err := in.suppress(ctx, e)
+	if err != nil {
+		return err
 	}
-	in.logger().InfoContext(ctx, "complaint", "id", env.ID, "from", env.From.String(), "recipient", rcpt.String(),
-		"tenant", o.Scope.Tenant, "stream", o.Scope.Stream, "message", o.Message, "type", c.Type)
-	in.outcome(ctx, o, mailspine.Outcome{Event: mailspine.EventComplained, Recipient: rcpt})
+	in.logger().InfoContext(ctx, "complaint", "id", env.ID, "from", env.From.String(), "reporter", who, "recipient", rcpt.String(),
+		"tenant", o.Scope.Tenant, "stream", o.Scope.Stream, "message", o.Message, "type", c.Type, "repeated", repeated)
+	if !repeated {
+		in.outcome(ctx, o, mailspine.Outcome{Event: mailspine.EventComplained, Recipient: rcpt})
+	}
 	if f := in.trace().Complaint; f != nil {
-		f(ctx, ComplaintInfo{Recipient: rcpt, Scope: o.Scope, Message: o.Message, Complaint: c})
+		f(ctx, ComplaintInfo{Recipient: rcpt, Scope: o.Scope, Message: o.Message, Complaint: c, Repeated: repeated})
 	}
 	return nil
+}
+
+// reporter returns who vouches for a report, or why nobody does.
+func reporter(v *mailspine.Verdict) (who, why string) {
+	switch {
+	case v == nil || v.DKIM != "pass" && v.SPF != "pass":
+		return "", "the reporter passes neither DKIM nor SPF"
+	case v.Disposition == "quarantine" || v.Disposition == "reject":
+		// It passes for one domain, and claims to come from another, which disowns it.
+		return "", "the reporter's domain disowns it (DMARC)"
+	case v.DKIM == "pass" && len(v.DKIMDomains) > 0:
+		return "dkim=" + v.DKIMDomains[0], ""
+	case v.DKIM == "pass":
+		return "dkim", ""
+	}
+	return "spf=" + v.SPFDomain, ""
+}
+
+// suppress adds an entry, and reports whether there was one of the same key.
+func (in *Intake) suppress(ctx context.Context, e suppress.Entry) (repeated bool, err error) {
+	in.adding.Lock()
+	defer in.adding.Unlock()
+	old, err := in.Suppress.Check(ctx, e.Key)
+	if err == nil {
+		err = in.Suppress.Add(ctx, e)
+	}
+	if err != nil {
+		return false, retry("suppress", err)
+	}
+	// Check finds wider entries too. Those are not about this.
+	return old != nil && old.Tenant == e.Tenant && old.Stream == e.Stream, nil
 }
 
 func (in *Intake) outcome(ctx context.Context, o *Opened, out mailspine.Outcome) {
@@ -250,7 +314,7 @@ func (in *Intake) find(ctx context.Context, c *Complaint) (o *Opened, rcpt mails
 		return nil, rcpt, "it has no token of ours", nil
 	}
 	candidates := slices.Clone(c.Recipients)
-	for _, name := range []string{"Delivered-To", "To", "Cc"} {
+	for _, name := range []string{"Delivered-To", "X-Original-To", "To", "Cc"} {
 		for _, v := range head.Values(name) {
 			list, err := mail.ParseAddressList(v)
 			if err != nil {
@@ -266,18 +330,12 @@ func (in *Intake) find(ctx context.Context, c *Complaint) (o *Opened, rcpt mails
 	candidates = candidates[:min(len(candidates), maxCandidates)]
 	for _, t := range tokens[:min(len(tokens), maxTokens)] {
 		o, err := in.Tokens.OpenToken(ctx, strings.TrimSpace(t))
-		switch {
-		case errors.Is(err, ErrForged):
-			why = "its token is forged or damaged"
+		if bad := worthless(err); bad != "" {
+			why = bad
 			continue
-		case errors.Is(err, ErrExpired):
-			why = "its token is too old"
-			continue
-		case errors.Is(err, ErrNoScope):
-			why = "the scope of its token is not known"
-			continue
-		case err != nil:
-			return nil, rcpt, "", fmt.Errorf("fbl: open a token: %w", err)
+		}
+		if err != nil {
+			return nil, rcpt, "", retry("open a token", err)
 		}
 		for _, a := range candidates {
 			if o.For(a) {
@@ -295,13 +353,14 @@ func (in *Intake) review(ctx context.Context, env *mailspine.Envelope, i int, ms
 	if !in.ReviewTo.IsZero() {
 		sub.Recipients[0].Address = in.ReviewTo
 	}
+	sub.Recipients[0].Notify = mailspine.NotifyNever // a forged sender must not hear of what becomes of it
 	sub.ID = sub.PartID()
 	msg, err := in.edit(ctx, msg, why)
 	if err != nil {
 		return err
 	}
 	if err := mailspine.ErrorAt(in.Review.Deliver(mailspine.WithSubset(ctx, []int{i}), sub, msg), 0); err != nil {
-		return fmt.Errorf("fbl: review: %w", err)
+		return retry("review", err)
 	}
 	in.logger().WarnContext(ctx, "feedback changes nothing and waits for review", "id", env.ID, "from", env.From.String(), "reason", why)
 	if f := in.trace().Reviewed; f != nil {
@@ -350,7 +409,7 @@ func (in *Intake) bounce(ctx context.Context, env *mailspine.Envelope, i int, ms
 			if !ok {
 				continue
 			}
-			status := &mailspine.Error{Code: 550, Enhanced: r.Status, Message: clean(r.Diagnostic.Value)}
+			status := &mailspine.Error{Code: 550, Enhanced: code(&r), Message: clean(r.Diagnostic.Value)}
 			if err := in.bounced(ctx, env, o, rcpt, status); err != nil {
 				return err
 			}
@@ -360,7 +419,12 @@ func (in *Intake) bounce(ctx context.Context, env *mailspine.Envelope, i int, ms
 	}
 	switch {
 	case in.Forward != nil && !o.Scope.Sender.IsZero():
-		return in.forward(ctx, env, i, msg, o)
+		err := in.forward(ctx, env, i, msg, o)
+		if s := mailspine.Status(err); s != nil && !s.Temporary() {
+			// The sender is gone, or takes no mail.
+			return in.review(ctx, env, i, msg, "it cannot be passed on: "+s.Reply())
+		}
+		return err
 	case counts:
 		return nil
 	}
@@ -370,7 +434,7 @@ func (in *Intake) bounce(ctx context.Context, env *mailspine.Envelope, i int, ms
 // failed reports whether a group of a notification says that the recipient of the return path failed for
 // good, on the recipient's side.
 func failed(r *report.Recipient, o *Opened) (mailspine.Address, bool) {
-	if r.Action != report.Failed || !suppress.Hard(&mailspine.Error{Code: 550, Enhanced: r.Status}) {
+	if r.Action != report.Failed || !suppress.Hard(&mailspine.Error{Code: 550, Enhanced: code(r)}) {
 		return mailspine.Address{}, false
 	}
 	for _, t := range []report.Typed{r.Original, r.Final} {
@@ -380,6 +444,19 @@ func failed(r *report.Recipient, o *Opened) (mailspine.Address, bool) {
 		}
 	}
 	return mailspine.Address{}, false
+}
+
+// code returns the enhanced code of a failure. Where Status says nothing (5.0.0, or none), and the diagnostic is a
+// reply that begins with one ("550 5.1.1 ..."), it is that.
+func code(r *report.Recipient) mailspine.EnhancedCode {
+	if r.Status[0] == 4 || r.Status[1] != 0 || r.Status[2] != 0 || r.Diagnostic.Type != "smtp" || len(r.Diagnostic.Value) < 5 || r.Diagnostic.Value[0] != '5' {
+		return r.Status
+	}
+	word, _, _ := strings.Cut(r.Diagnostic.Value[4:], " ") // after "550 " or "550-"
+	if c, err := mailspine.ParseEnhancedCode(word); err == nil && c[0] == 5 {
+		return c
+	}
+	return r.Status
 }
 
 func (in *Intake) bounced(ctx context.Context, env *mailspine.Envelope, o *Opened, rcpt mailspine.Address, status *mailspine.Error) error {
@@ -393,16 +470,32 @@ func (in *Intake) bounced(ctx context.Context, env *mailspine.Envelope, o *Opene
 	if in.BounceFor > 0 {
 		e.Expires = now.Add(in.BounceFor)
 	}
-	if err := in.Suppress.Add(ctx, e); err != nil {
-		return fmt.Errorf("fbl: suppress: %w", err)
+	repeated, err := in.suppress(ctx, e)
+	if err != nil {
+		return err
 	}
 	in.logger().InfoContext(ctx, "bounce", "id", env.ID, "recipient", rcpt.String(), "tenant", o.Scope.Tenant, "stream", o.Scope.Stream,
-		"message", o.Message, "status", status.Enhanced.String())
-	in.outcome(ctx, o, mailspine.Outcome{Event: mailspine.EventBounced, Recipient: rcpt, Status: status, Cause: mailspine.CauseRecipientUnknown})
+		"message", o.Message, "status", status.Enhanced.String(), "repeated", repeated)
+	if !repeated {
+		in.outcome(ctx, o, mailspine.Outcome{Event: mailspine.EventBounced, Recipient: rcpt, Status: status, Cause: cause(status.Enhanced)})
+	}
 	if f := in.trace().Bounce; f != nil {
-		f(ctx, BounceInfo{Recipient: rcpt, Scope: o.Scope, Message: o.Message, Status: status})
+		f(ctx, BounceInfo{Recipient: rcpt, Scope: o.Scope, Message: o.Message, Status: status, Repeated: repeated})
 	}
 	return nil
+}
+
+// cause returns what a code of a hard bounce (see suppress.Hard) stands for.
+func cause(c mailspine.EnhancedCode) mailspine.Cause {
+	switch [2]int{c[1], c[2]} {
+	case [2]int{1, 2}, [2]int{1, 10}:
+		return mailspine.CauseDomainBad
+	case [2]int{1, 6}:
+		return mailspine.CauseMoved
+	case [2]int{2, 1}:
+		return mailspine.CauseInactive
+	}
+	return mailspine.CauseRecipientUnknown
 }
 
 // forward passes a message on to the original sender. It has the null reverse-path, so that it never comes back.
@@ -410,7 +503,7 @@ func (in *Intake) forward(ctx context.Context, env *mailspine.Envelope, i int, m
 	sub := env.Subset([]int{i})
 	sub.From = mailspine.Address{}
 	sub.Recipients[0] = mailspine.Recipient{Address: o.Scope.Sender, Notify: mailspine.NotifyNever}
-	sub.Tenant, sub.Stream, sub.EnvID, sub.Verdict = o.Scope.Tenant, o.Scope.Stream, "", nil
+	sub.Tenant, sub.Stream, sub.EnvID = o.Scope.Tenant, o.Scope.Stream, "" // the Verdict stays: it is about the message
 	sub.ID = sub.PartID()
 	if err := mailspine.ErrorAt(in.Forward.Deliver(mailspine.WithSubset(ctx, []int{i}), sub, msg), 0); err != nil {
 		return fmt.Errorf("fbl: pass on a bounce: %w", err)

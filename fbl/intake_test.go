@@ -92,6 +92,9 @@ func TestComplaint(t *testing.T) {
 		"rcpt in header": func(c *Complaint) {
 			c.Recipients, c.Returned = nil, append([]byte("Delivered-To: bob@example.com\r\n"), c.Returned...)
 		},
+		"rcpt in To": func(c *Complaint) {
+			c.Recipients, c.Returned = nil, append([]byte("To: Ann <ann@example.com>,\r\n \"Bob, B.\" <bob@example.com>\r\n"), c.Returned...)
+		},
 		"several, one of them": func(c *Complaint) { c.Recipients = append([]mailspine.Address{addr("x@example.com")}, c.Recipients...) },
 		"another token too":    func(c *Complaint) { c.Returned = append([]byte(Header+": nonsense\r\n"), c.Returned...) },
 	} {
@@ -109,7 +112,7 @@ func TestComplaint(t *testing.T) {
 		if !b.suppressed("bob@example.com") || len(b.review.got) > 0 || len(b.forward.got) > 0 {
 			t.Errorf("%s: not suppressed; review %v", name, b.review.got)
 		}
-		if len(b.outcomes) != 2 || b.outcomes[0].Event != mailspine.EventComplained || b.outcomes[0].Tenant != "shop" || b.outcomes[0].From != addr("news@example.org") {
+		if len(b.outcomes) != 1 || b.outcomes[0].Event != mailspine.EventComplained || b.outcomes[0].Tenant != "shop" || b.outcomes[0].From != addr("news@example.org") {
 			t.Errorf("%s: outcomes %+v", name, b.outcomes)
 		}
 		if len(seen) != 2 || seen[0].Scope.Stream != "news" {
@@ -267,7 +270,7 @@ func TestBounce(t *testing.T) {
 			if b.suppressed("bob@example.com") != tt.suppressed || b.suppressed("victim@example.com") {
 				t.Errorf("%s: suppressed: %t", name, !tt.suppressed)
 			}
-			if want := map[bool]int{true: 2}[tt.suppressed]; len(b.outcomes) != want {
+			if want := map[bool]int{true: 1}[tt.suppressed]; len(b.outcomes) != want {
 				t.Errorf("%s: outcomes %+v", name, b.outcomes)
 			}
 			b.now = b.now.Add(time.Hour)
@@ -315,11 +318,11 @@ func TestIntakeRecipients(t *testing.T) {
 	}
 	err := b.Deliver(t.Context(), env, mailspine.StringContent(notification("bob@example.com", "5.1.1", report.Failed)))
 	for i := range env.Recipients {
-		if e := mailspine.ErrorAt(err, i); (e != nil) != (i >= 2) {
+		if e := mailspine.ErrorAt(err, i); (e != nil) != (i >= 3) {
 			t.Errorf("recipient %d: %v", i, e)
 		}
 	}
-	if len(b.review.got) != 1 || len(b.forward.got) != 1 || !b.suppressed("bob@example.com") {
+	if len(b.review.got) != 2 || len(b.forward.got) != 1 || !b.suppressed("bob@example.com") {
 		t.Error("a report to several is not dealt with for each")
 	}
 	b.now = b.now.Add(1000 * time.Hour * 24)

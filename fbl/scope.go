@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"unicode/utf8"
 
@@ -38,8 +39,13 @@ func (s Scope) validate() error {
 // A ScopeID is the short name of a scope in tokens: a keyed hash.
 type ScopeID [5]byte
 
-func (s Scope) id(key []byte) (id ScopeID) {
-	copy(id[:], keyed(key, "scope", s.Tenant, s.Stream, s.Sender.String()))
+// id is the n-th name of a scope: another one is used where a name is taken by another scope.
+func (s Scope) id(key []byte, n int) (id ScopeID) {
+	parts := []string{s.Tenant, s.Stream, s.Sender.String()}
+	if n > 0 {
+		parts = append(parts, strconv.Itoa(n))
+	}
+	copy(id[:], keyed(key, "scope", parts...))
 	return id
 }
 
@@ -47,7 +53,8 @@ func (s Scope) id(key []byte) (id ScopeID) {
 type Scopes interface {
 	// Remember notes what an ID stands for, durably in the sense of the driver when it returns nil. To repeat
 	// it is cheap, and done for each copy of a message. An ID that stands for another scope
-	// is an error ([ErrScopeTaken]): of a million scopes two have the same ID with a probability of one half.
+	// is an error ([ErrScopeTaken]), and another name is tried: of a million scopes two have the same first name with a
+	// probability of one half.
 	Remember(ctx context.Context, id ScopeID, s Scope) error
 	// Find returns what an ID stands for, or ErrNoScope.
 	Find(ctx context.Context, id ScopeID) (Scope, error)
@@ -84,12 +91,8 @@ func (m *MemoryScopes) known(id ScopeID, s Scope) (bool, error) {
 	case ok:
 		return false, fmt.Errorf("%w: %x", ErrScopeTaken, id)
 	}
-	max := m.Max
-	if max <= 0 {
-		max = DefaultMaxScopes
-	}
-	if len(m.m) >= max {
-		return false, fmt.Errorf("%w: %d", ErrScopesFull, max)
+	if len(m.m) >= m.limit() {
+		return false, fmt.Errorf("%w: %d", ErrScopesFull, m.limit())
 	}
 	return false, nil
 }
@@ -108,8 +111,25 @@ func (m *MemoryScopes) Remember(_ context.Context, id ScopeID, s Scope) error {
 	if ok, err := m.known(id, s); ok || err != nil {
 		return err
 	}
-	m.set(id, s)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch old, ok := m.m[id]; { // somebody may have been faster
+	case ok && old != s:
+		return fmt.Errorf("%w: %x", ErrScopeTaken, id)
+	case !ok && len(m.m) >= m.limit():
+		return fmt.Errorf("%w: %d", ErrScopesFull, m.limit())
+	case m.m == nil:
+		m.m = map[ScopeID]Scope{}
+	}
+	m.m[id] = s
 	return nil
+}
+
+func (m *MemoryScopes) limit() int {
+	if m.Max <= 0 {
+		return DefaultMaxScopes
+	}
+	return m.Max
 }
 
 // Find returns what an ID stands for.

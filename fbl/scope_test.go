@@ -3,6 +3,9 @@ package fbl
 import (
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/mailspine/mailspine/internal/durable"
@@ -116,6 +119,75 @@ func TestScopesDamaged(t *testing.T) {
 		l.Close()
 		if _, err := OpenScopes(".", &ScopesOptions{fs: disk}); err == nil {
 			t.Errorf("%s is taken", name)
+		}
+	}
+}
+
+// A call to the disk that fails is an error, nothing that failed is taken for known, and what was remembered stays.
+func TestScopesFaults(t *testing.T) {
+	for n := 1; ; n++ {
+		disk := &durabletest.Disk{}
+		faults := &durabletest.Faults{FS: disk}
+		faults.Set(durabletest.Nth("", n, syscall.EIO))
+		known := map[int]bool{}
+		f, err := OpenScopes("scopes", &ScopesOptions{fs: faults})
+		if err == nil {
+			for i := range 5 {
+				id, s := scope(i)
+				err := f.Remember(t.Context(), id, s)
+				known[i] = err == nil
+				if _, ferr := f.Find(t.Context(), id); (ferr == nil) != (err == nil) {
+					t.Errorf("fault %d: Remember: %v, Find: %v", n, err, ferr)
+				}
+			}
+			f.Close()
+		}
+		if faults.Calls("") < n {
+			if len(known) != 5 || !known[4] {
+				t.Fatal("it fails without a fault")
+			}
+			return
+		}
+		f, err = OpenScopes("scopes", &ScopesOptions{fs: disk})
+		if err != nil {
+			t.Fatalf("fault %d: %v", n, err)
+		}
+		for i := range 5 {
+			id, want := scope(i)
+			if got, err := f.Find(t.Context(), id); known[i] && (err != nil || got != want) {
+				t.Errorf("fault %d: scope %d is lost: %v", n, i, err)
+			}
+		}
+		f.Close()
+	}
+}
+
+// From all sides: a name stands for one scope only.
+func TestScopesConcurrent(t *testing.T) {
+	file, err := OpenScopes(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for name, s := range map[string]Scopes{"memory": &MemoryScopes{}, "file": file} {
+		var wg sync.WaitGroup
+		var taken atomic.Int32
+		for i := range 20 {
+			wg.Go(func() {
+				_, sc := scope(i)
+				if err := s.Remember(t.Context(), ScopeID{}, sc); err == nil {
+					if got, err := s.Find(t.Context(), ScopeID{}); err != nil || got != sc {
+						t.Errorf("%s: %v, %v", name, got, err)
+					}
+					taken.Add(1)
+				} else if !errors.Is(err, ErrScopeTaken) {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
+		wg.Wait()
+		if taken.Load() != 1 {
+			t.Errorf("%s: %d scopes have one name", name, taken.Load())
 		}
 	}
 }

@@ -216,8 +216,8 @@ func (t *Tokens) Token(ctx context.Context, env *mailspine.Envelope, rcpt mailsp
 	if err := scope.validate(); err != nil {
 		return "", err
 	}
-	id := scope.id(key)
-	if err := t.Scopes.Remember(ctx, id, scope); err != nil {
+	id, err := t.remember(ctx, key, scope)
+	if err != nil {
 		return "", fmt.Errorf("fbl: remember the scope: %w", err)
 	}
 	day := t.today()
@@ -233,6 +233,20 @@ func (t *Tokens) Token(ctx context.Context, env *mailspine.Envelope, rcpt mailsp
 	b = append(b, recipientHash(key, rcpt)...)
 	b = append(b, keyed(key, "token", string(b))[:tokenMAC]...)
 	return encoding.EncodeToString(b), nil
+}
+
+// maxNames is how many names a scope has, if those before are taken.
+const maxNames = 4
+
+// remember finds a name for a scope: the first that no other scope has.
+func (t *Tokens) remember(ctx context.Context, key []byte, s Scope) (id ScopeID, err error) {
+	for n := range maxNames {
+		id = s.id(key, n)
+		if err = t.Scopes.Remember(ctx, id, s); !errors.Is(err, ErrScopeTaken) {
+			break
+		}
+	}
+	return id, err
 }
 
 // An Opened is what a token of ours says.

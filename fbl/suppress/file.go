@@ -214,7 +214,7 @@ func (f *File) replay(loc durable.Location, meta []byte) error {
 	if e.Reason == "" {
 		delete(f.mem.recs, e.Key)
 	} else {
-		f.mem.recs[e.Key] = e
+		f.mem.set(e)
 	}
 	return nil
 }
@@ -283,7 +283,7 @@ func (f *File) write(e *Entry) error {
 	if e.Reason == "" {
 		delete(f.mem.recs, e.Key)
 	} else {
-		f.mem.recs[e.Key] = e
+		f.mem.set(e)
 	}
 	f.mem.mu.Unlock()
 	if f.log.Size() > f.due {

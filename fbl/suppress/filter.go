@@ -48,7 +48,9 @@ func Hard(status *mailspine.Error) bool {
 // reverse-path, which is notifications, passes.
 //
 // The refusal is permanent (see [ErrSuppressed]). When List cannot be read, the error is
-// temporary and nothing is sent. It is safe for concurrent use; its fields must not
+// temporary and nothing is sent. Some recipients may be taken when others are refused: a server with a Filter behind it needs its
+// Undelivered, which should lead into the queue, so that the Filter before the relay refuses them again and the sender gets a
+// notification. It is safe for concurrent use; its fields must not
 // change once it is in use.
 type Filter struct {
 	Next mailspine.Deliverer // required
@@ -88,7 +90,8 @@ func (f *Filter) Deliver(ctx context.Context, env *mailspine.Envelope, msg mails
 		e, err := f.List.Check(ctx, Key{env.Tenant, env.Stream, r.Address})
 		switch {
 		case err != nil:
-			return fmt.Errorf("suppress: look up a recipient: %w", err) // nobody is sent anything
+			// Nobody is sent anything, and it is tried again, whatever the error says of itself.
+			return mailspine.Errorf(451, "4.3.0", "Local error in processing").WithCause(fmt.Errorf("suppress: look up a recipient: %w", err))
 		case e == nil:
 			pass = append(pass, i)
 		default:

@@ -11,23 +11,35 @@ import (
 // of memory, more with long evidence.
 const DefaultMaxEntries = 1 << 20
 
-// Memory is a List that ends with the process. It is made by [NewMemory].
+// Memory is a List that ends with the process. It is made by [NewMemory]; the zero value is an empty list
+// too. It must not be copied.
 type Memory struct {
-	now func() time.Time
-	max int
+	clock func() time.Time // nil: time.Now
+	max   int              // 0: DefaultMaxEntries
 
 	mu   sync.RWMutex
 	recs map[Key]*Entry // in normal form; the values do not change
+	// next is when the first of the entries ends, as far as is known: a full list is not gone through before.
+	next time.Time
 }
 
 var _ List = (*Memory)(nil)
 
 // NewMemory returns an empty list. now is its clock; nil: time.Now.
-func NewMemory(now func() time.Time) *Memory {
-	if now == nil {
-		now = time.Now
+func NewMemory(now func() time.Time) *Memory { return &Memory{clock: now} }
+
+func (m *Memory) now() time.Time {
+	if m.clock != nil {
+		return m.clock()
 	}
-	return &Memory{now: now, max: DefaultMaxEntries, recs: map[Key]*Entry{}}
+	return time.Now()
+}
+
+func (m *Memory) limit() int {
+	if m.max > 0 {
+		return m.max
+	}
+	return DefaultMaxEntries
 }
 
 // Check returns the entry that stops mail.
@@ -63,8 +75,19 @@ func (m *Memory) Add(_ context.Context, e Entry) error {
 	if m.recs[e.Key] == nil && !m.room(now) {
 		return ErrFull
 	}
-	m.recs[e.Key] = &e
+	m.set(&e)
 	return nil
+}
+
+// set is called with mu, or before there is another goroutine.
+func (m *Memory) set(e *Entry) {
+	if m.recs == nil {
+		m.recs = map[Key]*Entry{}
+	}
+	m.recs[e.Key] = e
+	if !e.Expires.IsZero() && (m.next.IsZero() || e.Expires.Before(m.next)) {
+		m.next = e.Expires
+	}
 }
 
 // wanted reports whether an entry changes anything. It is called with mu.
@@ -75,15 +98,22 @@ func (m *Memory) wanted(e *Entry, now time.Time) bool {
 
 // room makes room for one more entry, and reports whether there is. It is called with mu.
 func (m *Memory) room(now time.Time) bool {
-	if len(m.recs) < m.max {
+	if len(m.recs) < m.limit() {
 		return true
 	}
+	if m.next.IsZero() || now.Before(m.next) {
+		return false // none has ended: else each Add to a full list would go through all of it
+	}
+	m.next = time.Time{}
 	for k, e := range m.recs {
-		if !e.live(now) {
+		switch {
+		case !e.live(now):
 			delete(m.recs, k)
+		case !e.Expires.IsZero() && (m.next.IsZero() || e.Expires.Before(m.next)):
+			m.next = e.Expires
 		}
 	}
-	return len(m.recs) < m.max
+	return len(m.recs) < m.limit()
 }
 
 // Remove takes away an entry.

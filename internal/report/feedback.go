@@ -151,11 +151,31 @@ func ParseFeedback(b []byte) (*Feedback, error) {
 	return f, nil
 }
 
-// Recipients returns those of OriginalRcptTo that are addresses.
+// Recipients returns those of OriginalRcptTo that are addresses. Some systems write them as DSNs do ("rfc822; a@b"), with a
+// name in front ("A <a@b>"), or several in one field.
 func (f *Feedback) Recipients() (list []mailspine.Address) {
-	for _, s := range f.OriginalRcptTo {
-		if a, err := mailspine.ParseAddress(s); err == nil && !a.IsZero() {
+	add := func(s string) bool {
+		a, err := mailspine.ParseAddress(s)
+		if err == nil && !a.IsZero() {
 			list = append(list, a)
+		}
+		return err == nil
+	}
+	for _, s := range f.OriginalRcptTo {
+		if add(s) {
+			continue
+		}
+		if t, rest, ok := strings.Cut(s, ";"); ok && strings.EqualFold(strings.TrimSpace(t), "rfc822") {
+			s = rest
+		}
+		for part := range strings.SplitSeq(s, ",") {
+			if len(list) >= maxRepeated {
+				return list
+			}
+			if i := strings.LastIndexByte(part, '<'); i >= 0 {
+				part, _, _ = strings.Cut(part[i+1:], ">")
+			}
+			add(strings.TrimSpace(part))
 		}
 	}
 	return list
