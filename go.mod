@@ -15,3 +15,5 @@ require (
 	golang.org/x/text v0.41.0
 	pgregory.net/rapid v1.3.0
 )
+
+require github.com/emersion/go-imap/v2 v2.0.0-beta.8

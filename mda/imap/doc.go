@@ -1,0 +1,28 @@
+// Package imap serves mailboxes by IMAP4rev1 (RFC 3501) with the extensions that mail programs use, most of which
+// became IMAP4rev2 (RFC 9051): IDLE, MOVE, UIDPLUS, NAMESPACE, SPECIAL-USE, CREATE-SPECIAL-USE, LIST-EXTENDED,
+// LIST-STATUS, ESEARCH, SEARCHRES, UNSELECT, ENABLE, CHILDREN, STATUS=SIZE, APPENDLIMIT, SASL-IR, LITERAL-.
+//
+//	srv := &imap.Server{Mailboxes: store, Auth: users, TLSConfig: config}
+//	go srv.ServeTLS(l993) // implicit TLS, which RFC 8314 wants
+//	go srv.Serve(l143)    // STARTTLS
+//
+// The protocol is spoken by go-imap's server; the mailboxes, and what a session sees of them, are ours.
+// Nobody logs in without TLS (LOGINDISABLED).
+//
+// # What a session sees
+//
+// Sequence numbers are a view that belongs to the session: the messages that it was told of. It learns of
+// changes that others make with its next command, and at once in IDLE. A message that somebody removes keeps its number until
+// the session may be told (RFC 9051 section 7.5.1: not during FETCH, STORE and SEARCH); what is asked of it meanwhile is
+// answered for the others, with NO [EXPUNGEISSUED]. EXAMINE is read-only: nothing changes, \Seen neither. \Recent
+// is never set. If the mailbox is deleted under a session, its messages vanish.
+//
+// Flags are in canonical case; keywords are kept, up to the store's bounds. Sections of messages are exact octets of what is stored,
+// and streamed; nothing but header blocks is held in memory. A multipart is looked into up to 30 levels and 1,000 parts; what is
+// deeper is a part without structure.
+//
+// # What is absent
+//
+// IMAP4rev2 by name (its BINARY is missing), CONDSTORE, QRESYNC, ID, QUOTA, SORT, THREAD, LITERAL+, COMPRESS, ACL, METADATA:
+// go-imap v2.0.0-beta.8 has no way to add them from outside. SASL mechanisms other than PLAIN.
+package imap

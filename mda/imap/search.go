@@ -1,0 +1,339 @@
+package imap
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"mime"
+	"mime/quotedprintable"
+	"net/mail"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/emersion/go-imap/v2"
+	"github.com/emersion/go-imap/v2/imapserver"
+	"github.com/emersion/go-message/charset"
+
+	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/mda/mailbox"
+)
+
+// maxTexts bounds the criteria of one SEARCH that read messages: each reads all of them.
+const maxTexts = 20
+
+// Search finds messages (RFC 9051 section 6.4.4). Text is compared without regard to case, decoded from its transfer
+// encoding and character set; header fields too.
+func (x *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria, o *imap.SearchOptions) (*imap.SearchData, error) {
+	if texts(criteria) > maxTexts {
+		return nil, no(imap.ResponseCodeLimit, "Too many texts to look for")
+	}
+	v, unlock, err := x.selected()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	q, err := v.query(criteria)
+	if err != nil {
+		return nil, err
+	}
+	var seqs imap.SeqSet
+	var uids imap.UIDSet
+	data := &imap.SearchData{}
+	var first, last imap.UID
+	for i, m := range v.msgs {
+		if v.gone[m.UID] {
+			continue
+		}
+		if err := x.ctx.Err(); err != nil {
+			return nil, x.fail(err)
+		}
+		c := &candidate{ctx: x.ctx, box: v.box, info: m, index: i}
+		ok, err := c.matches(q)
+		c.close()
+		if errors.Is(err, mailbox.ErrNoMessage) {
+			continue // removed this moment
+		}
+		if err != nil {
+			return nil, x.fail(err)
+		}
+		if !ok {
+			continue
+		}
+		uid, n := imap.UID(m.UID), uint32(i+1)
+		if kind == imapserver.NumKindUID {
+			n = uint32(m.UID)
+		}
+		if data.Count == 0 {
+			data.Min, first = n, uid
+		}
+		data.Max, last = n, uid
+		data.Count++
+		seqs.AddNum(uint32(i + 1))
+		uids.AddNum(uid)
+	}
+	if data.All = imap.NumSet(seqs); kind == imapserver.NumKindUID {
+		data.All = uids
+	}
+	if o.ReturnSave { // RFC 5182 section 2.4
+		v.saved = uids
+		if !o.ReturnAll && !o.ReturnCount && data.Count > 0 {
+			v.saved = nil
+			if o.ReturnMin {
+				v.saved.AddNum(first)
+			}
+			if o.ReturnMax {
+				v.saved.AddNum(last)
+			}
+		}
+	}
+	return data, nil
+}
+
+// texts counts the criteria that read messages.
+func texts(c *imap.SearchCriteria) int {
+	n := len(c.Header) + len(c.Body) + len(c.Text)
+	for i := range c.Not {
+		n += texts(&c.Not[i])
+	}
+	for i := range c.Or {
+		n += texts(&c.Or[i][0]) + texts(&c.Or[i][1])
+	}
+	return n
+}
+
+// A query is criteria with the sets of messages resolved.
+type query struct {
+	*imap.SearchCriteria
+	sets [][]bool // of v.msgs, by index: all must have it
+	not  []*query
+	or   [][2]*query
+}
+
+func (v *view) query(c *imap.SearchCriteria) (*query, error) {
+	q := &query{SearchCriteria: c}
+	add := func(set imap.NumSet) error {
+		at, _, err := v.resolve(set)
+		in := make([]bool, len(v.msgs))
+		for _, i := range at {
+			in[i] = true
+		}
+		q.sets = append(q.sets, in)
+		return err
+	}
+	if len(c.SeqNum)+len(c.UID) > 100 {
+		return nil, no(imap.ResponseCodeLimit, "Too many sets")
+	}
+	for _, s := range c.SeqNum {
+		if err := add(s); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range c.UID {
+		if err := add(s); err != nil {
+			return nil, err
+		}
+	}
+	for i := range c.Not {
+		sub, err := v.query(&c.Not[i])
+		if err != nil {
+			return nil, err
+		}
+		q.not = append(q.not, sub)
+	}
+	for i := range c.Or {
+		var pair [2]*query
+		for j := range pair {
+			var err error
+			if pair[j], err = v.query(&c.Or[i][j]); err != nil {
+				return nil, err
+			}
+		}
+		q.or = append(q.or, pair)
+	}
+	return q, nil
+}
+
+// A candidate is a message that is looked at, opened when it must be.
+type candidate struct {
+	ctx   context.Context
+	box   mailbox.Mailbox
+	info  mailbox.MessageInfo
+	index int
+
+	body mailbox.Body
+	part *part
+}
+
+func (c *candidate) close() {
+	if c.body != nil {
+		c.body.Close()
+	}
+}
+
+func (c *candidate) open() error {
+	if c.body != nil {
+		return nil
+	}
+	body, err := c.box.Body(c.ctx, c.info.UID)
+	if err != nil {
+		return err
+	}
+	c.body = body
+	c.part, err = scan(body, body.Size())
+	return err
+}
+
+// day is a date without time and zone.
+func day(t time.Time) time.Time {
+	y, m, d := t.Date()
+	return time.Date(y, m, d, 0, 0, 0, 0, time.UTC)
+}
+
+func within(t, since, before time.Time) bool {
+	t = day(t)
+	return (since.IsZero() || !t.Before(day(since))) && (before.IsZero() || t.Before(day(before)))
+}
+
+func (c *candidate) matches(q *query) (bool, error) {
+	m := c.info
+	for _, in := range q.sets {
+		if !in[c.index] {
+			return false, nil
+		}
+	}
+	for _, f := range q.Flag {
+		if !hasFlag(m.Flags, f) {
+			return false, nil
+		}
+	}
+	for _, f := range q.NotFlag {
+		if hasFlag(m.Flags, f) {
+			return false, nil
+		}
+	}
+	if !within(m.InternalDate, q.Since, q.Before) || q.Larger > 0 && m.Size <= q.Larger || q.Smaller > 0 && m.Size >= q.Smaller {
+		return false, nil
+	}
+	for _, n := range q.not {
+		if ok, err := c.matches(n); ok || err != nil {
+			return false, err
+		}
+	}
+	for _, pair := range q.or {
+		ok, err := c.matches(pair[0])
+		if err == nil && !ok {
+			ok, err = c.matches(pair[1])
+		}
+		if !ok || err != nil {
+			return false, err
+		}
+	}
+	if len(q.Header)+len(q.Body)+len(q.Text) == 0 && q.SentSince.IsZero() && q.SentBefore.IsZero() {
+		return true, nil
+	}
+	if err := c.open(); err != nil {
+		return false, err
+	}
+	if !q.SentSince.IsZero() || !q.SentBefore.IsZero() {
+		sent, err := mail.ParseDate(c.part.header.Get("Date"))
+		if err != nil || !within(sent, q.SentSince, q.SentBefore) {
+			return false, nil
+		}
+	}
+	for _, h := range q.Header {
+		if !slices.ContainsFunc(c.part.header.Values(h.Key), func(v string) bool { return holds(v, h.Value) }) {
+			return false, nil
+		}
+	}
+	for _, t := range q.Body {
+		if ok, err := c.text(c.part, t, false); !ok || err != nil {
+			return false, err
+		}
+	}
+	for _, t := range q.Text {
+		if ok, err := c.text(c.part, t, true); !ok || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func hasFlag(flags []mailbox.Flag, f imap.Flag) bool {
+	return slices.ContainsFunc(flags, func(g mailbox.Flag) bool { return strings.EqualFold(string(g), string(f)) })
+}
+
+var words = mime.WordDecoder{CharsetReader: charset.Reader}
+
+// holds reports whether a header field's value has a text, as it is or decoded (RFC 2047).
+func holds(value, text string) bool {
+	text = strings.ToLower(text)
+	if strings.Contains(strings.ToLower(value), text) {
+		return true
+	}
+	decoded, err := words.DecodeHeader(value)
+	return err == nil && strings.Contains(strings.ToLower(decoded), text)
+}
+
+// text looks for a text in the body of a part, and in its header too if it is wanted.
+func (c *candidate) text(p *part, text string, header bool) (bool, error) {
+	if header && slices.ContainsFunc(p.header.Fields, func(f mailspine.HeaderField) bool {
+		return holds(f.Name+": "+f.Value(), text)
+	}) {
+		return true, nil
+	}
+	for _, sub := range p.children {
+		if ok, err := c.text(sub, text, false); ok || err != nil {
+			return ok, err
+		}
+	}
+	if p.message != nil {
+		return c.text(p.message, text, true)
+	}
+	if p.kind != "text" || len(p.children) > 0 {
+		return false, nil
+	}
+	var r io.Reader = io.NewSectionReader(c.body, p.body, p.end-p.body)
+	switch strings.ToLower(strings.TrimSpace(p.header.Get("Content-Transfer-Encoding"))) {
+	case "base64":
+		r = base64.NewDecoder(base64.StdEncoding, r)
+	case "quoted-printable":
+		r = quotedprintable.NewReader(r)
+	}
+	if cs := strings.ToLower(p.params["charset"]); cs != "" && cs != "utf-8" && cs != "us-ascii" {
+		if cr, err := charset.Reader(cs, r); err == nil {
+			r = cr
+		}
+	}
+	return found(c.ctx, r, text)
+}
+
+// found looks for a text in a stream, holding as much as 32 KiB and the text. Damage ends the stream.
+func found(ctx context.Context, r io.Reader, text string) (bool, error) {
+	want := []byte(strings.ToLower(text))
+	if len(want) == 0 {
+		return true, nil
+	}
+	// What may be the beginning of the text stays; lower case may have another length.
+	keep := 4 * len(want)
+	buf := make([]byte, keep+(32<<10))
+	have := 0
+	for {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		n, err := io.ReadFull(r, buf[have:])
+		have += n
+		if bytes.Contains(bytes.ToLower(buf[:have]), want) {
+			return true, nil
+		}
+		if err != nil {
+			// The store's own errors are seen when the message is fetched; here most are damaged encodings.
+			return false, nil
+		}
+		copy(buf, buf[have-keep:have])
+		have = keep
+	}
+}
