@@ -19,16 +19,16 @@ type mua struct {
 	user, password string
 }
 
+func (m *mua) say(format string, args ...any) {
+	if m.show != nil {
+		m.show.hop("MUA", format, args...)
+	}
+}
+
 // submit sends a message the way a mail program does: STARTTLS, AUTH, and one
 // transaction. It returns the server's answer to the message.
 func (m *mua) submit(from string, to []string, msg string) (string, error) {
-	say := func(format string, args ...any) {
-		if m.show != nil {
-			m.show.hop("MUA", format, args...)
-		}
-	}
-	// The certificate is verified for the name of the server, wherever it listens.
-	c, err := smtp.DialStartTLS(m.addr, &tls.Config{ServerName: m.host, RootCAs: m.roots, MinVersion: tls.VersionTLS12})
+	c, err := smtp.DialStartTLS(m.addr, m.clientTLS())
 	if err != nil {
 		return "", fmt.Errorf("connect to submission with STARTTLS: %w", err)
 	}
@@ -38,11 +38,11 @@ func (m *mua) submit(from string, to []string, msg string) (string, error) {
 		return "", fmt.Errorf("AUTH: %w", err)
 	}
 	state, _ := c.TLSConnectionState()
-	say("%s: STARTTLS, %s, certificate of %s verified", m.addr, tls.VersionName(state.Version), m.host)
-	say("AUTH PLAIN as %s", m.user)
+	m.say("%s: STARTTLS, %s, certificate of %s verified", m.addr, tls.VersionName(state.Version), m.host)
+	m.say("AUTH PLAIN as %s", m.user)
 	text, err := transact(c, from, to, msg)
 	if err == nil {
-		say("message of %d octets accepted: %s", len(msg), text)
+		m.say("message of %d octets accepted: %s", len(msg), text)
 	}
 	return text, err
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/fbl"
 	"github.com/mailspine/mailspine/mda/mailbox"
 )
 
@@ -111,7 +112,7 @@ func hasID(id string) func([]byte) bool {
 }
 
 // The fields that a message gains on its way.
-var traceFields = []string{"Return-Path", "Delivered-To", "Received", "Received-SPF", "Authentication-Results", "DKIM-Signature"}
+var traceFields = []string{"Return-Path", "Delivered-To", "Received", "Received-SPF", "Authentication-Results", "DKIM-Signature", "BIMI-Location", fbl.Header}
 
 // same checks that what arrived is what was sent, octet by octet, below the
 // fields that were added on the way, and returns those.
@@ -143,7 +144,7 @@ func same(arrived []byte, sent string) (added *mailspine.Header, err error) {
 // passes checks that the receiver found the message authentic.
 func passes(added *mailspine.Header) error {
 	res := strings.Join(added.Values("Authentication-Results"), " ")
-	for _, want := range []string{"spf=pass", "dkim=pass", "dmarc=pass"} {
+	for _, want := range []string{"spf=pass", "dkim=pass", "dmarc=pass", "bimi=pass"} {
 		if !strings.Contains(res, want) {
 			return fmt.Errorf("Authentication-Results lacks %s: %s", want, res)
 		}

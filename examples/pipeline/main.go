@@ -59,8 +59,11 @@ func run(dir string, keep bool, messages int, verbose bool) int {
 	ok := d.tell("Two organisations set up", func(ctx context.Context) (string, error) { return d.setUp(ctx, verbose) })
 	if ok {
 		d.tell("A message from client to mailbox", d.deliver)
+		d.tell("The reader fetches it: IMAP and POP3", d.read)
+		d.tell("A pool of addresses warms up", d.warm)
 		d.tell("A forged message is refused", d.forge)
 		d.tell("An unknown user: the sender is told", d.bounce)
+		d.tell("A reader complains: no more to him", d.complain)
 		d.tell("The queue's process is killed", d.crash)
 		d.tellQuietly("Many messages at once", time.Duration(messages)*50*time.Millisecond, func(ctx context.Context) (string, error) { return d.many(ctx, messages) })
 		d.tell("The books balance", d.settled)
@@ -82,7 +85,7 @@ func (d *demo) tell(title string, f func(context.Context) (string, error)) bool 
 // tellQuietly is tell for a step with too many hops to show.
 func (d *demo) tellQuietly(title string, more time.Duration, f func(context.Context) (string, error)) bool {
 	st := d.show.step(title)
-	st.quiet = true
+	d.show.quiet(true)
 	return d.run(st, patience+more, f)
 }
 
@@ -100,14 +103,17 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a, err := newSettings("alpha.example", filepath.Join(d.dir, "alpha"), ca, map[string]string{"alice@alpha.example": "correct horse"})
+	a, err := newSettings("alpha.example", filepath.Join(d.dir, "alpha"), ca, map[string]user{
+		"alice@alpha.example": {"correct horse", "office"}, "shop@alpha.example": {"for sale", "shop"}, "news@alpha.example": {"old hat", "news"},
+	})
 	if err != nil {
 		return "", err
 	}
-	b, err := newSettings("beta.example", filepath.Join(d.dir, "beta"), ca, map[string]string{"bob@beta.example": "battery staple"})
+	b, err := newSettings("beta.example", filepath.Join(d.dir, "beta"), ca, map[string]user{"bob@beta.example": {Password: "battery staple"}})
 	if err != nil {
 		return "", err
 	}
+	a.Pools = alphaPools()
 	zone := dnstest.Zone{"forger.example": {dnstest.TXT("v=spf1 ip4:127.0.0.1 -all")}}
 	for _, s := range []*settings{&a, &b} {
 		z, err := s.zone()
@@ -119,7 +125,7 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 	if d.dns, err = dnstest.Start(zone); err != nil {
 		return "", err
 	}
-	d.show.hop("DNS", "%s answers for alpha.example and beta.example: MX, SPF, DKIM, DMARC", d.dns.Addr())
+	d.show.hop("DNS", "%s answers for alpha.example and beta.example: MX, SPF, DKIM, DMARC, BIMI", d.dns.Addr())
 	a.DNS, b.DNS = d.dns.Addr(), d.dns.Addr()
 	// Port 25 needs root, so each relay is told the other's port; the host
 	// comes from the MX record. The listeners are open before either starts.
@@ -143,12 +149,15 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 		if err := o.start(); err != nil {
 			return "", err
 		}
-		d.show.hop(o.Domain, "submission %s, receiver %s, queue and mailboxes in %s", o.submission.Addr(), o.smtp.Addr(), o.Dir)
+		d.show.hop(o.Domain, "submission %s, receiver %s, IMAP %s, POP3 %s, all else in %s", o.submission.Addr(), o.smtp.Addr(), o.imaps.Addr(), o.pop3s.Addr(), o.Dir)
 	}
 	if d.alice, err = d.alpha.inbox(ctx, "alice@alpha.example"); err != nil {
 		return "", err
 	}
 	if d.bob, err = d.beta.inbox(ctx, "bob@beta.example"); err != nil {
+		return "", err
+	}
+	if d.postmaster, err = d.alpha.inbox(ctx, "postmaster@alpha.example"); err != nil {
 		return "", err
 	}
 	return "keys, certificates, zones, queues, servers", nil
@@ -157,7 +166,7 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 // tearDown stops everything that was started.
 func (d *demo) tearDown() error {
 	var errs []error
-	for _, in := range []*inbox{d.alice, d.bob} {
+	for _, in := range []*inbox{d.alice, d.bob, d.postmaster} {
 		if in != nil {
 			errs = append(errs, in.close())
 		}

@@ -48,7 +48,7 @@ func TestSame(t *testing.T) {
 			t.Errorf("%s: not noticed", name)
 		}
 	}
-	for _, field := range []string{"spf=pass dkim=pass dmarc=fail", "spf=none", ""} {
+	for _, field := range []string{"spf=pass dkim=pass dmarc=fail bimi=pass", "spf=pass dkim=pass dmarc=pass bimi=none", "spf=none", ""} {
 		added, _ := same([]byte("Authentication-Results: mx; "+field+"\r\n"+sent), sent)
 		if passes(added) == nil {
 			t.Errorf("%q passes", field)

@@ -91,17 +91,26 @@ func (s *show) current() *step {
 // hop tells what happened where, in the step that runs.
 func (s *show) hop(where, format string, args ...any) {
 	st := s.current()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if st == nil || st.quiet {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.tab {
 		fmt.Fprintf(s.w, "%s\t%s\n", where, clean(fmt.Sprintf(format, args...)))
 		return
 	}
 	ms := fmt.Sprintf("%7.1f ms", float64(time.Since(st.start).Microseconds())/1000)
 	s.printf("  %s  %s %s\n", s.paint(dim, ms), s.paint(cyan, fmt.Sprintf("%-14s", where)), clean(fmt.Sprintf(format, args...)))
+}
+
+// quiet keeps back the hops of the step that runs, or lets them be told again.
+func (s *show) quiet(on bool) {
+	if st := s.current(); st != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		st.quiet = on
+	}
 }
 
 // wire prints one line of a dialogue, for -v: < came in, > was sent.
