@@ -55,7 +55,7 @@ func DefaultHeaders() []string {
 		"MIME-Version", "Content-Type", "Content-Transfer-Encoding", "Content-Disposition", "Content-ID", "Content-Description",
 		"Resent-Date", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc", "Resent-Message-ID",
 		"List-Id", "List-Help", "List-Unsubscribe", "List-Unsubscribe-Post", "List-Subscribe", "List-Post", "List-Owner", "List-Archive",
-		"Feedback-ID", "CFBL-Address", "CFBL-Feedback-ID", "Autocrypt",
+		"Feedback-ID", "CFBL-Address", "CFBL-Feedback-ID", "Autocrypt", "BIMI-Selector",
 	}
 }
 
