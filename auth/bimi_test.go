@@ -33,9 +33,9 @@ func TestCheckerBIMI(t *testing.T) {
 	z["broken._bimi.example.org"] = "v=BIMI1; l=http://example.org/"
 	z["off._bimi.example.org"] = "v=BIMI1; l=; a="
 	z["down._bimi.example.org"] = "!"
-	selector := func(s string) string {
+	selector := func(s string, headers ...string) string { // none: the default, which has the field
 		k := key("example.org")
-		k.Headers = []string{"From", "Subject", "BIMI-Selector"}
+		k.Headers = headers
 		msg := "BIMI-Selector: v=BIMI1; s=" + s + "\r\n" + from("joe@example.org")
 		sig, err := dkim.Sign(t.Context(), mailspine.StringContent(msg), nil, k)
 		if err != nil {
@@ -55,7 +55,7 @@ func TestCheckerBIMI(t *testing.T) {
 			`bimi=pass header.d=example.org header.selector=default policy.authority=none policy.indicator-uri="` + logo + `" policy.logo-preference=personal`, logo},
 		{"selector", "joe@example.org", selector("autumn"),
 			`bimi=pass header.d=example.org header.selector=autumn policy.authority=none policy.indicator-uri="https://example.org/autumn.svg"`, "https://example.org/autumn.svg"},
-		{"selector not signed", "joe@example.org", signed(t, "example.org", "BIMI-Selector: v=BIMI1; s=autumn\r\n"+from("joe@example.org")),
+		{"selector not signed", "joe@example.org", selector("autumn", "From", "Subject"),
 			`bimi=pass header.d=example.org header.selector=default policy.authority=none policy.indicator-uri="` + logo + `" policy.logo-preference=personal`, logo},
 		{"long URI", "joe@example.org", selector("long"),
 			`bimi=pass header.d=example.org header.selector=long policy.authority=none`, "https://example.org/" + strings.Repeat("x", 500)},
