@@ -9,8 +9,9 @@
 // drop is one, and a router is a Deliverer made of Deliverers. Servers have a
 // Next Deliverer. The example of this package is a whole pipeline.
 //
-//	MUA --SMTP AUTH--> msa.Server --> auth.Signer --> queue.Queue --> mta.Mux --> mta.Relay --SMTP/TLS--> the world
-//	the world --SMTP--> mta.Receiver (SPF DKIM DMARC) --> queue.Queue --> mta.Mux --> mda.Agent --> mailbox
+//	MUA --SMTP AUTH--> msa.Server --> fbl.Stamp --> auth.Signer --> queue.Queue --> mta.Mux --> mta.Relay --SMTP/TLS--> the world
+//	the world --SMTP--> mta.Receiver (SPF DKIM DMARC BIMI) --> queue.Queue --> mta.Mux --> mda.Agent --> mailbox --IMAP/POP3--> MUA
+//	                                                                                 \--> fbl.Intake --> suppress.Filter
 //
 // # The map
 //
@@ -24,14 +25,15 @@
 // The rooms, each with its own page:
 //
 //   - auth: is this mail what it says it is, and who vouches for ours. SPF,
-//     DKIM, DMARC, Authentication-Results, the Checker that runs them all, the
+//     DKIM, DMARC, BIMI, Authentication-Results, the Checker that runs them all, the
 //     Signer, and the DNS resolver with its test server.
 //   - queue: durable hand-over. The scheduler with leases, retries and delivery
 //     status notifications, over a Store in memory or in files.
-//   - mta: between domains. Receiver (port 25), Relay (outbound), Mux (routes).
+//   - mta: between domains. Receiver (port 25), Relay (outbound), Smarthost, Mux (routes), and mta/egress: the
+//     addresses that mail leaves from, and how much of it on which day.
 //   - msa: submission by the domain's own users.
-//   - mda: into the mailbox. The delivery agent and mailbox stores.
-//   - fbl: what the world says back.
+//   - mda: into the mailbox and out of it. The delivery agent, mailbox stores, IMAP and POP3 servers, conversion.
+//   - fbl: what the world says back. Complaints, bounces, and who gets no more mail.
 //
 // Everything acquires its resources explicitly and has a zero value that is
 // safe: limits and time-outs are on, nothing relays without being told whom

@@ -1,5 +1,6 @@
 // Package peertest runs real mail programs as the other side of a test:
-// clients found on the path, and a private Postfix with its own configuration,
+// clients found on the path, among them mbsync, mpop and fetchmail with a
+// configuration file of their own, and a private Postfix with its own configuration,
 // queue and port, bound to loopback and without name service.
 //
 // A peer that is missing skips the test on a user's machine, saying so, and
