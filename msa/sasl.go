@@ -28,6 +28,9 @@ func (c *credentials) check(authzID, username, password string) error {
 			return fmt.Errorf("malformed credentials: %w", mailspine.ErrBadCredentials)
 		}
 	}
+	if username == "" || password == "" { // RFC 4616 section 2; some directories take an empty password for a guest
+		return fmt.Errorf("empty user name or password: %w", mailspine.ErrBadCredentials)
+	}
 	login, err := c.s.srv.Auth.Authenticate(c.ctx, mailspine.Credentials{
 		Username: username, Password: password, AuthzID: authzID,
 		Service: "submission", Remote: c.s.c.Remote(), TLS: c.s.c.TLS() != nil,

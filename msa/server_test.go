@@ -325,3 +325,17 @@ func TestShutdown(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An Authenticator is never asked about an empty name or password.
+func TestEmptyCredentials(t *testing.T) {
+	asked := false
+	c := &credentials{ctx: t.Context(), s: &session{srv: &Server{Auth: mailspine.AuthenticatorFunc(func(context.Context, mailspine.Credentials) (*mailspine.Login, error) {
+		asked = true
+		return &mailspine.Login{Name: "guest"}, nil
+	})}}}
+	for _, v := range [][2]string{{"joe", ""}, {"", "x"}, {"", ""}} {
+		if err := c.check("", v[0], v[1]); !errors.Is(err, mailspine.ErrBadCredentials) || asked {
+			t.Errorf("%q: %v", v, err)
+		}
+	}
+}

@@ -66,7 +66,6 @@ func newConn(s *Server, nc net.Conn, implicit bool) *conn {
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.log = s.logger().With("remote", c.remote)
-	c.use(nc)
 	return c
 }
 
@@ -81,9 +80,11 @@ func (c *conn) use(rw net.Conn) {
 type timedWriter struct{ c *conn }
 
 func (w *timedWriter) Write(b []byte) (int, error) {
-	if d := w.c.srv.limits.Write; d > 0 {
-		w.c.rw.SetWriteDeadline(time.Now().Add(d))
+	at := w.c.ends
+	if d := w.c.srv.limits.Write; d > 0 && (at.IsZero() || time.Now().Add(d).Before(at)) {
+		at = time.Now().Add(d)
 	}
+	w.c.rw.SetWriteDeadline(at)
 	n, err := w.c.rw.Write(b)
 	if err != nil {
 		w.c.over = true
@@ -116,28 +117,41 @@ func (c *conn) abort() {
 
 func (c *conn) serve() {
 	begin := time.Now()
+	if c.rw == nil {
+		c.use(c.nc)
+	}
 	if d := c.srv.limits.Session; d > 0 {
 		c.ends = begin.Add(d)
 	}
 	if d := c.srv.limits.Login; d > 0 {
 		c.login = begin.Add(d)
 	}
-	if t := c.srv.Trace; t != nil && t.Connected != nil {
-		t.Connected(c.ctx, c.remote)
-	}
-	defer func() {
-		c.drop.release()
+	defer c.guard(func() {
 		if t := c.srv.Trace; t != nil && t.Disconnected != nil {
 			t.Disconnected(c.ctx, c.remote, time.Since(begin))
 		}
-	}()
+	})
 	defer c.abort()
+	c.guard(func() { c.talk() })
+	c.drop.release()
+}
+
+// guard keeps a panic of a hook, of the store or of ours from ending more than the connection.
+func (c *conn) guard(f func()) {
 	defer func() {
 		if p := recover(); p != nil {
+			c.over = true
 			c.srv.stats.panics.Add(1)
 			c.log.Error("pop3: panic", "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
+	f()
+}
+
+func (c *conn) talk() {
+	if t := c.srv.Trace; t != nil && t.Connected != nil {
+		t.Connected(c.ctx, c.remote)
+	}
 	if c.implicit && !c.handshake() {
 		return
 	}
@@ -201,7 +215,7 @@ func (c *conn) deadline() time.Time {
 	return at
 }
 
-// line reads a line without its end. LF alone is not a line end, as no client sends that.
+// line reads a line without its end, which is CRLF; LF alone is taken too.
 func (c *conn) line() (string, error) {
 	// Clients that pipeline get their replies together.
 	if c.br.Buffered() == 0 {
@@ -241,9 +255,8 @@ func (c *conn) ended(err error) {
 	switch {
 	case closing:
 		c.fail("[SYS/TEMP] Shutting down")
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, os.ErrDeadlineExceeded): // RFC 1939 section 3: without any response
 		c.timeout(err)
-		c.fail("[SYS/TEMP] Too slow, or idle for too long")
 	case !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed):
 		c.log.Debug("pop3: connection lost", "err", err)
 	}
@@ -275,6 +288,12 @@ func (c *conn) reply(line string) {
 	c.bw.WriteString(line + "\r\n")
 }
 
+// gone answers for a message that others removed, which is no mistake of the client.
+func (c *conn) gone() {
+	c.errs = 0
+	c.reply("-ERR [SYS/PERM] The message is not there any more")
+}
+
 // internal answers what went wrong here; the cause is for the log.
 func (c *conn) internal(what string, err error) {
 	c.log.Error("pop3: "+what, "err", err)
@@ -287,14 +306,7 @@ func (c *conn) command(line string) {
 	if verb = strings.ToUpper(verb); verb != "PASS" { // RFC 1939 section 7: spaces are part of a password
 		arg = strings.TrimSpace(arg)
 	}
-	switch {
-	case verb == "PASS":
-		c.wire(false, "PASS ***")
-	case verb == "AUTH" && strings.Contains(arg, " "):
-		c.wire(false, "AUTH "+strings.ToUpper(arg[:strings.IndexByte(arg, ' ')])+" ***")
-	default:
-		c.wire(false, line)
-	}
+	c.wire(false, redact(line, verb, arg))
 	if !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 		c.fail("Control characters, or not UTF-8")
 		return
@@ -319,6 +331,26 @@ func (c *conn) command(line string) {
 	default:
 		c.fail("No such command")
 	}
+}
+
+// redact is what a trace sees of a line. A line that is not one of our commands may be a password: of a client that has
+// put something before PASS, or goes on with an AUTH that was refused.
+func redact(line, verb, arg string) string {
+	_, any := anyState[verb]
+	_, before := authorization[verb]
+	_, after := transaction[verb]
+	switch {
+	case verb == "PASS":
+		return "PASS ***"
+	case verb == "AUTH":
+		if mechanism, _, ok := strings.Cut(arg, " "); ok {
+			return "AUTH " + strings.ToUpper(mechanism) + " ***"
+		}
+		return line
+	case any || before || after:
+		return line
+	}
+	return "***"
 }
 
 var anyState = map[string]func(*conn, string){
@@ -376,18 +408,28 @@ func (c *conn) stls(arg string) {
 	c.handshake()
 }
 
-// An Authenticator need not expect more.
-const maxCredential = 1024
+const (
+	maxCredential = 1024 // an Authenticator need not expect more
+
+	// storeTime bounds a login, and what a store is asked for: a client has long gone then.
+	storeTime = 5 * time.Minute
+)
 
 // check logs in, or answers why not. The mechanism is for the log.
 func (c *conn) check(mechanism, authzID, username, password string) {
 	for _, v := range []string{authzID, username, password} {
-		if len(v) > maxCredential || !utf8.ValidString(v) || strings.ContainsRune(v, 0) {
+		if len(v) > maxCredential || !utf8.ValidString(v) || strings.ContainsFunc(v, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 			c.badLogin(mechanism, mailspine.ErrBadCredentials)
 			return
 		}
 	}
-	login, err := c.srv.Auth.Authenticate(c.ctx, mailspine.Credentials{
+	if username == "" || password == "" { // RFC 4616 section 2; some directories take an empty password for a guest
+		c.badLogin(mechanism, mailspine.ErrBadCredentials)
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, storeTime)
+	defer cancel()
+	login, err := c.srv.Auth.Authenticate(ctx, mailspine.Credentials{
 		Username: username, Password: password, AuthzID: authzID, Service: "pop3", Remote: c.remote, TLS: c.tls,
 	})
 	switch {

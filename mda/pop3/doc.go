@@ -28,6 +28,6 @@
 //
 // # Bounds
 //
-// Limits has those of connections and time. A session holds 24 octets for each message of the
-// mailbox, and a mailbox.Snapshot while it logs in; messages are streamed through 32 KiB.
+// Limits has those of connections and time. A session holds 16 octets for each message of the
+// mailbox, and a mailbox.Snapshot while it logs in, and at QUIT 4 for each that is deleted; messages are streamed through 32 KiB.
 package pop3

@@ -42,17 +42,19 @@ func (d *maildrop) release() {
 func (c *conn) open(mechanism string, login *mailspine.Login) {
 	d := &maildrop{name: login.Name}
 	err := func() error {
-		account, err := c.srv.Mailboxes.Account(c.ctx, login.Name)
+		ctx, cancel := context.WithTimeout(c.ctx, storeTime)
+		defer cancel()
+		account, err := c.srv.Mailboxes.Account(ctx, login.Name)
 		if err != nil {
 			return err
 		}
-		if d.box, err = account.Open(c.ctx, mailbox.Inbox); err != nil {
+		if d.box, err = account.Open(ctx, mailbox.Inbox); err != nil {
 			return err
 		}
-		if d.unlock, err = d.box.LockMaildrop(c.ctx); err != nil {
+		if d.unlock, err = d.box.LockMaildrop(ctx); err != nil {
 			return err
 		}
-		snap, err := d.box.Snapshot(c.ctx)
+		snap, err := d.box.Snapshot(ctx)
 		if err != nil {
 			return err
 		}
@@ -66,8 +68,12 @@ func (c *conn) open(mechanism string, login *mailspine.Login) {
 	}()
 	if err != nil {
 		d.release()
-		if errors.Is(err, mailbox.ErrInUse) {
+		switch {
+		case errors.Is(err, mailbox.ErrInUse):
 			c.fail("[IN-USE] Another session has the maildrop")
+			return
+		case errors.Is(err, mailbox.ErrBadName):
+			c.fail("[SYS/PERM] There can be no maildrop of that name")
 			return
 		}
 		c.internal("the maildrop of a user cannot be opened", err)
@@ -193,7 +199,7 @@ func (c *conn) top(arg string) {
 func (c *conn) send(m *message, lines int) bool {
 	body, err := c.drop.box.Body(c.ctx, m.uid)
 	if errors.Is(err, mailbox.ErrNoMessage) || errors.Is(err, mailbox.ErrNoMailbox) {
-		c.fail("[SYS/PERM] The message is not there any more")
+		c.gone()
 		return false
 	}
 	if err != nil {
@@ -301,7 +307,8 @@ func (c *conn) quit(arg string) {
 		}
 	}
 	// What has begun ends, whatever becomes of the connection.
-	ctx := context.WithoutCancel(c.ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), storeTime)
+	defer cancel()
 	for part := range slices.Chunk(gone, mailbox.MaxUIDs/10) {
 		// Those that others removed meanwhile are not missed.
 		done, err := d.box.Expunge(ctx, part, mailbox.ExpungeOptions{Any: true})
