@@ -1,13 +1,13 @@
 // Package imap serves mailboxes by IMAP4rev1 (RFC 3501) with the extensions that mail programs use, most of which
 // became IMAP4rev2 (RFC 9051): IDLE, MOVE, UIDPLUS, NAMESPACE, SPECIAL-USE, CREATE-SPECIAL-USE, LIST-EXTENDED,
-// LIST-STATUS, ESEARCH, SEARCHRES, UNSELECT, ENABLE, CHILDREN, STATUS=SIZE, APPENDLIMIT, SASL-IR, LITERAL-.
+// LIST-STATUS, ESEARCH, SEARCHRES, UNSELECT, ENABLE, CHILDREN, STATUS=SIZE, APPENDLIMIT, SASL-IR, LITERAL+.
 //
 //	srv := &imap.Server{Mailboxes: store, Auth: users, TLSConfig: config}
 //	go srv.ServeTLS(l993) // implicit TLS, which RFC 8314 wants
 //	go srv.Serve(l143)    // STARTTLS
 //
-// The protocol is spoken by go-imap's server; the mailboxes, and what a session sees of them, are ours.
-// Nobody logs in without TLS (LOGINDISABLED).
+// The protocol is spoken by go-imap's server; connections, what comes before TLS, literals, the mailboxes, and what a
+// session sees of them, are ours. Nobody logs in without TLS (LOGINDISABLED).
 //
 // # What a session sees
 //
@@ -23,6 +23,10 @@
 //
 // # What is absent
 //
-// IMAP4rev2 by name (its BINARY is missing), CONDSTORE, QRESYNC, ID, QUOTA, SORT, THREAD, LITERAL+, COMPRESS, ACL, METADATA:
+// IMAP4rev2 by name (its BINARY is missing), CONDSTORE, QRESYNC, ID, QUOTA, SORT, THREAD, COMPRESS, ACL, METADATA:
 // go-imap v2.0.0-beta.8 has no way to add them from outside. SASL mechanisms other than PLAIN.
+//
+// Of the engine's own faults these remain: SEARCH forgets SMALLER when a date or LARGER follows it ("SINCE 1-Jan-2026 SMALLER 100" is
+// right); a search key that it does not know is answered NO [SERVERBUG]; a mailbox name that is no modified UTF-7 ends the
+// connection; a message of APPEND has to come within five minutes.
 package imap

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/emersion/go-imap/v2/imapclient"
-
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/peertest"
 	"github.com/mailspine/mailspine/mda/mailbox"
@@ -236,20 +234,4 @@ func (c *client) eof() {
 	if s, err := io.ReadAll(c.r); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) || len(s) > 0 {
 		c.t.Fatalf("%q, %v instead of the end", s, err)
 	}
-}
-
-// client is go-imap's, logged in.
-func (b *bench) imapClient(o *imapclient.Options) *imapclient.Client {
-	b.t.Helper()
-	nc, err := tls.Dial("tcp", b.implicit, b.clientTLS())
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	nc.SetDeadline(time.Now().Add(30 * time.Second))
-	c := imapclient.New(nc, o)
-	b.t.Cleanup(func() { c.Close() })
-	if err := c.Login(user, password).Wait(); err != nil {
-		b.t.Fatal(err)
-	}
-	return c
 }

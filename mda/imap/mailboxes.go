@@ -53,10 +53,11 @@ func (x *session) Unsubscribe(name string) error {
 	return x.fail(x.account.SetSubscribed(x.ctx, name, false))
 }
 
-// maxPatterns bounds the patterns of LIST, and maxWildcards the wildcards in one, since matching backtracks.
+// The bounds of LIST: each mailbox is compared with each pattern, in as many steps as the lengths of the two
+// multiply to.
 const (
-	maxPatterns  = 20
-	maxWildcards = 6
+	maxPatterns = 20
+	maxPattern  = 1000
 )
 
 // List lists mailboxes (RFC 5258).
@@ -65,10 +66,8 @@ func (x *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 	if len(patterns) == 0 { // RFC 9051 section 6.3.9: what the separator is
 		return w.WriteList(&imap.ListData{Attrs: []imap.MailboxAttr{imap.MailboxAttrNoSelect}, Delim: delim})
 	}
-	if len(patterns) > maxPatterns || slices.ContainsFunc(patterns, func(p string) bool {
-		return strings.Count(p, "*")+strings.Count(p, "%") > maxWildcards
-	}) {
-		return no(imap.ResponseCodeLimit, "Too many patterns or wildcards")
+	if len(patterns) > maxPatterns || slices.ContainsFunc(patterns, func(p string) bool { return len(ref)+len(p) > maxPattern }) {
+		return no(imap.ResponseCodeLimit, "Too many patterns, or one that is too long")
 	}
 	infos, err := x.account.Mailboxes(x.ctx)
 	if err != nil {
@@ -96,17 +95,26 @@ func (x *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 		}
 		return strings.Compare(a.Name, b.Name)
 	})
-	below := func(name string, f func(mailbox.Info) bool) bool {
-		return slices.ContainsFunc(infos, func(m mailbox.Info) bool {
-			return strings.HasPrefix(m.Name, name+mailbox.Separator) && f(m)
-		})
+	// What is below a name, for all of them in one pass.
+	hasMailbox, hasSubscribed := map[string]bool{}, map[string]bool{}
+	for _, m := range infos {
+		for _, up := range mailbox.Above(m.Name) {
+			hasMailbox[up] = hasMailbox[up] || !m.NonExistent
+			hasSubscribed[up] = hasSubscribed[up] || m.Subscribed
+		}
+	}
+	if ref != "" && !strings.HasSuffix(ref, mailbox.Separator) {
+		ref += mailbox.Separator
 	}
 	for _, m := range infos {
+		if err := x.ctx.Err(); err != nil {
+			return x.fail(err)
+		}
 		if !slices.ContainsFunc(patterns, func(p string) bool { return match(m.Name, ref, p) }) {
 			continue
 		}
-		subscribedBelow := o.SelectRecursiveMatch && below(m.Name, func(m mailbox.Info) bool { return m.Subscribed })
-		existsBelow := below(m.Name, func(m mailbox.Info) bool { return !m.NonExistent })
+		subscribedBelow := o.SelectRecursiveMatch && hasSubscribed[m.Name]
+		existsBelow := hasMailbox[m.Name]
 		switch {
 		case o.SelectSpecialUse && m.SpecialUse == "",
 			o.SelectSubscribed && !m.Subscribed && !subscribedBelow,
@@ -145,12 +153,33 @@ func (x *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 	return nil
 }
 
-// match is imapserver.MatchList, with INBOX in any case.
+// match reports whether a name is what LIST asks for: "*" is any text, "%" any without a separator. It takes steps as
+// many as the lengths of name and pattern multiply to; imapserver.MatchList takes exponentially many.
 func match(name, ref, pattern string) bool {
-	if strings.EqualFold(ref+pattern, mailbox.Inbox) {
-		return name == mailbox.Inbox
+	if p, ok := strings.CutPrefix(pattern, mailbox.Separator); ok { // an absolute name
+		ref, pattern = "", p
 	}
-	return imapserver.MatchList(name, delim, ref, pattern)
+	pattern = ref + pattern
+	if len(pattern) >= len(mailbox.Inbox) && strings.EqualFold(pattern[:len(mailbox.Inbox)], mailbox.Inbox) {
+		pattern = mailbox.Inbox + pattern[len(mailbox.Inbox):] // in any case (RFC 9051 section 5.1)
+	}
+	// at has, for each length of name, whether the pattern so far matches so much of it.
+	at := make([]bool, len(name)+1)
+	at[0] = true
+	for _, c := range []byte(pattern) {
+		switch c {
+		case '*', '%':
+			for i := 1; i <= len(name); i++ {
+				at[i] = at[i] || at[i-1] && (c == '*' || name[i-1] != delim)
+			}
+		default:
+			for i := len(name); i > 0; i-- {
+				at[i] = at[i-1] && name[i-1] == c
+			}
+			at[0] = false
+		}
+	}
+	return at[len(name)]
 }
 
 // Status tells the state of a mailbox.
@@ -218,8 +247,13 @@ func (x *session) Append(name string, r imap.LiteralReader, o *imap.AppendOption
 		return nil, x.fail(err)
 	}
 	defer stage.Close()
-	if n, err := io.Copy(stage, r); err != nil || n != r.Size() {
-		return nil, x.fail(errors.Join(err, x.ctx.Err(), io.ErrUnexpectedEOF))
+	src := &clientReader{r: r}
+	n, err := io.Copy(stage, src)
+	if src.err != nil || err == nil && n != r.Size() {
+		return nil, no(imap.ResponseCodeUnavailable, "The message did not come whole")
+	}
+	if err != nil {
+		return nil, x.fail(err)
 	}
 	msg, err := stage.Content()
 	if err != nil {
@@ -234,6 +268,20 @@ func (x *session) Append(name string, r imap.LiteralReader, o *imap.AppendOption
 	}
 	x.srv.stats.appended.Add(1)
 	return &imap.AppendData{UID: imap.UID(c.UID), UIDValidity: c.UIDValidity}, nil
+}
+
+// A clientReader remembers an error of the client, to tell it from one of the store.
+type clientReader struct {
+	r   io.Reader
+	err error
+}
+
+func (c *clientReader) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	if err != nil && err != io.EOF {
+		c.err = err
+	}
+	return n, err
 }
 
 // storeFlags makes flags of the store of a client's. \Recent cannot be set, and is left out.

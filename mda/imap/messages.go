@@ -84,9 +84,10 @@ func (x *session) fetch(w *imapserver.FetchWriter, v *view, seq uint32, m mailbo
 	var body mailbox.Body
 	var p *part
 	var structure imap.BodyStructure
-	whole := len(o.BodySection) > 0
-	for _, s := range o.BodySection { // BODY[] needs no look into the message
+	whole, deep := len(o.BodySection) > 0, o.BodyStructure != nil
+	for _, s := range o.BodySection { // BODY[] needs no look into the message, and most others one at its header
 		whole = whole && len(s.Part) == 0 && s.Specifier == imap.PartSpecifierNone
+		deep = deep || len(s.Part) > 0
 	}
 	if len(o.BodySection) > 0 || o.Envelope || o.BodyStructure != nil {
 		var err error
@@ -98,7 +99,7 @@ func (x *session) fetch(w *imapserver.FetchWriter, v *view, seq uint32, m mailbo
 		defer body.Close()
 		if whole && !o.Envelope && o.BodyStructure == nil {
 			p = &part{end: body.Size()}
-		} else if p, err = scan(body, body.Size()); err != nil {
+		} else if p, err = scan(body, body.Size(), deep); err != nil {
 			return false, x.fail(err)
 		}
 		if o.BodyStructure != nil {
@@ -167,7 +168,15 @@ func (x *session) Store(w *imapserver.FetchWriter, set imap.NumSet, change *imap
 	err = chunks(v.uids(at), func(part []mailbox.UID) error {
 		res, err := v.box.SetFlags(x.ctx, part, mailbox.FlagChange{Op: op, Flags: flags})
 		for _, m := range res.Changed {
+			// A client that wants no reply works out the flags by itself. It is told if they are
+			// not what it must think (RFC 9051 section 6.4.6): others changed them too.
+			i, _ := v.at(m.UID)
+			guess, gerr := mailbox.ApplyFlags(v.msgs[i].Flags, op, flags)
+			surprise := change.Silent && (v.dirty[m.UID] || gerr != nil || !slices.Equal(guess, m.Flags))
 			v.know(m)
+			if surprise {
+				v.dirty[m.UID] = true
+			}
 		}
 		return err
 	})

@@ -21,14 +21,17 @@ import (
 	"github.com/mailspine/mailspine/mda/mailbox"
 )
 
-// maxTexts bounds the criteria of one SEARCH that read messages: each reads all of them.
-const maxTexts = 20
+const (
+	maxTexts = 20 // criteria of one SEARCH that read messages: each reads all of them
+	maxSets  = 100
+)
 
 // Search finds messages (RFC 9051 section 6.4.4). Text is compared without regard to case, decoded from its transfer
 // encoding and character set; header fields too.
 func (x *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria, o *imap.SearchOptions) (*imap.SearchData, error) {
-	if texts(criteria) > maxTexts {
-		return nil, no(imap.ResponseCodeLimit, "Too many texts to look for")
+	t, sets := count(criteria)
+	if t > maxTexts || sets > maxSets {
+		return nil, no(imap.ResponseCodeLimit, "Too many texts or sets to look for")
 	}
 	v, unlock, err := x.selected()
 	if err != nil {
@@ -38,6 +41,9 @@ func (x *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria,
 	q, err := v.query(criteria)
 	if err != nil {
 		return nil, err
+	}
+	if o.ReturnSave { // a search that fails leaves nothing behind (RFC 5182 section 2.1)
+		v.saved = nil
 	}
 	var seqs imap.SeqSet
 	var uids imap.UIDSet
@@ -92,22 +98,27 @@ func (x *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria,
 	return data, nil
 }
 
-// texts counts the criteria that read messages.
-func texts(c *imap.SearchCriteria) int {
-	n := len(c.Header) + len(c.Body) + len(c.Text)
+// count counts the criteria that read messages, and the sets of messages.
+func count(c *imap.SearchCriteria) (texts, sets int) {
+	texts, sets = len(c.Header)+len(c.Body)+len(c.Text), len(c.SeqNum)+len(c.UID)
+	add := func(sub *imap.SearchCriteria) {
+		t, s := count(sub)
+		texts, sets = texts+t, sets+s
+	}
 	for i := range c.Not {
-		n += texts(&c.Not[i])
+		add(&c.Not[i])
 	}
 	for i := range c.Or {
-		n += texts(&c.Or[i][0]) + texts(&c.Or[i][1])
+		add(&c.Or[i][0])
+		add(&c.Or[i][1])
 	}
-	return n
+	return texts, sets
 }
 
 // A query is criteria with the sets of messages resolved.
 type query struct {
 	*imap.SearchCriteria
-	sets [][]bool // of v.msgs, by index: all must have it
+	sets [][]span // a message is in all of them
 	not  []*query
 	or   [][2]*query
 }
@@ -115,16 +126,9 @@ type query struct {
 func (v *view) query(c *imap.SearchCriteria) (*query, error) {
 	q := &query{SearchCriteria: c}
 	add := func(set imap.NumSet) error {
-		at, _, err := v.resolve(set)
-		in := make([]bool, len(v.msgs))
-		for _, i := range at {
-			in[i] = true
-		}
-		q.sets = append(q.sets, in)
+		list, err := v.spans(set)
+		q.sets = append(q.sets, list)
 		return err
-	}
-	if len(c.SeqNum)+len(c.UID) > 100 {
-		return nil, no(imap.ResponseCodeLimit, "Too many sets")
 	}
 	for _, s := range c.SeqNum {
 		if err := add(s); err != nil {
@@ -165,6 +169,7 @@ type candidate struct {
 
 	body mailbox.Body
 	part *part
+	deep bool // part has its parts
 }
 
 func (c *candidate) close() {
@@ -182,7 +187,16 @@ func (c *candidate) open() error {
 		return err
 	}
 	c.body = body
-	c.part, err = scan(body, body.Size())
+	c.part, err = scan(body, body.Size(), false)
+	return err
+}
+
+// look looks into the parts, which the header alone does not need.
+func (c *candidate) look() (err error) {
+	if !c.deep {
+		c.deep = true
+		c.part, err = scan(c.body, c.body.Size(), true)
+	}
 	return err
 }
 
@@ -192,15 +206,15 @@ func day(t time.Time) time.Time {
 	return time.Date(y, m, d, 0, 0, 0, 0, time.UTC)
 }
 
-func within(t, since, before time.Time) bool {
+func between(t, since, before time.Time) bool {
 	t = day(t)
 	return (since.IsZero() || !t.Before(day(since))) && (before.IsZero() || t.Before(day(before)))
 }
 
 func (c *candidate) matches(q *query) (bool, error) {
 	m := c.info
-	for _, in := range q.sets {
-		if !in[c.index] {
+	for _, list := range q.sets {
+		if !within(list, c.index) {
 			return false, nil
 		}
 	}
@@ -214,7 +228,7 @@ func (c *candidate) matches(q *query) (bool, error) {
 			return false, nil
 		}
 	}
-	if !within(m.InternalDate, q.Since, q.Before) || q.Larger > 0 && m.Size <= q.Larger || q.Smaller > 0 && m.Size >= q.Smaller {
+	if !between(m.InternalDate, q.Since, q.Before) || q.Larger > 0 && m.Size <= q.Larger || q.Smaller > 0 && m.Size >= q.Smaller {
 		return false, nil
 	}
 	for _, n := range q.not {
@@ -239,13 +253,18 @@ func (c *candidate) matches(q *query) (bool, error) {
 	}
 	if !q.SentSince.IsZero() || !q.SentBefore.IsZero() {
 		sent, err := mail.ParseDate(c.part.header.Get("Date"))
-		if err != nil || !within(sent, q.SentSince, q.SentBefore) {
+		if err != nil || !between(sent, q.SentSince, q.SentBefore) {
 			return false, nil
 		}
 	}
 	for _, h := range q.Header {
 		if !slices.ContainsFunc(c.part.header.Values(h.Key), func(v string) bool { return holds(v, h.Value) }) {
 			return false, nil
+		}
+	}
+	if len(q.Body)+len(q.Text) > 0 {
+		if err := c.look(); err != nil {
+			return false, err
 		}
 	}
 	for _, t := range q.Body {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,12 +66,14 @@ func (s *Server) init() {
 		caps := imap.CapSet{}
 		for _, c := range []imap.Cap{
 			imap.CapIMAP4rev1, imap.CapNamespace, imap.CapUIDPlus, imap.CapESearch, imap.CapSearchRes, imap.CapListExtended, imap.CapListStatus,
-			imap.CapMove, imap.CapStatusSize, imap.CapChildren, imap.CapSpecialUse, imap.CapCreateSpecialUse,
+			imap.CapMove, imap.CapStatusSize, imap.CapChildren, imap.CapSpecialUse, imap.CapCreateSpecialUse, imap.CapLiteralPlus,
 		} {
 			caps[c] = struct{}{}
 		}
 		s.engine = imapserver.New(&imapserver.Options{
-			Caps: caps, TLSConfig: s.TLSConfig, Logger: engineLog{s},
+			Caps: caps, Logger: engineLog{s},
+			// The engine sees connections that have TLS already, in our wrapper, so that it cannot tell.
+			InsecureAuth: true,
 			NewSession: func(c *imapserver.Conn) (imapserver.Session, *imapserver.GreetingData, error) {
 				return s.session(c), nil, nil
 			},
@@ -82,6 +85,11 @@ func (s *Server) init() {
 type engineLog struct{ s *Server }
 
 func (l engineLog) Printf(format string, args ...any) {
+	if strings.HasPrefix(format, "panic") {
+		l.s.stats.errors.Add(1)
+		l.s.logger().Error("imap: " + fmt.Sprintf(format, args...))
+		return
+	}
 	l.s.logger().Debug("imap: " + fmt.Sprintf(format, args...))
 }
 
@@ -228,30 +236,38 @@ func (s *Server) admit(nc net.Conn, q *acceptQueue, implicit bool) {
 	s.stats.accepted.Add(1)
 	s.stats.conns.Add(1)
 	go func() { // until the engine has it; the connection's end calls s.forget
-		var ec net.Conn = c
-		if implicit {
-			t := tls.Server(c, s.TLSConfig)
-			ctx, cancel := c.ctx, context.CancelFunc(func() {})
-			if d := s.limits.Handshake; d > 0 {
-				ctx, cancel = context.WithTimeout(ctx, d)
-			}
-			err := t.HandshakeContext(ctx)
-			cancel()
-			if err != nil {
-				s.logger().Info("imap: TLS handshake failed", "remote", c.remote, "err", err)
-				c.Close()
-				s.forget(c)
-				return
-			}
-			ec = t
+		if !c.secure(implicit) {
+			c.raw.Close()
+			s.forget(c)
+			return
 		}
 		select {
-		case q.conns <- ec:
+		case q.conns <- c:
 		case <-q.done:
 			c.Close()
 			s.forget(c)
 		}
 	}()
+}
+
+// secure begins TLS, after STARTTLS unless it is implicit.
+func (c *conn) secure(implicit bool) bool {
+	if !implicit && !c.clear() {
+		return false
+	}
+	t := tls.Server(c.raw, c.srv.TLSConfig)
+	ctx, cancel := c.ctx, context.CancelFunc(func() {})
+	if d := c.srv.limits.Handshake; d > 0 {
+		ctx, cancel = context.WithTimeout(ctx, d)
+	}
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		c.srv.logger().Info("imap: TLS handshake failed", "remote", c.remote, "err", err)
+		return false
+	}
+	c.raw.SetDeadline(time.Time{})
+	c.Conn, c.silent = t, !implicit
+	return true
 }
 
 // forget gives back a connection's place.

@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/emersion/go-imap/v2/imapserver"
+	"pgregory.net/rapid"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/mda/mailbox"
@@ -221,6 +225,14 @@ func TestTwoSessions(t *testing.T) {
 	if got := one.ok("NOOP"); got != "* 3 EXISTS\n* 2 FETCH (UID 3 FLAGS (\\Flagged))" {
 		t.Error(got)
 	}
+	// A client that wants no reply is told what others did.
+	two.ok(`STORE 1 +FLAGS.SILENT (\Draft)`)
+	if got := one.ok(`STORE 1 +FLAGS.SILENT (\Answered)`); got != `* 1 FETCH (UID 1 FLAGS (\Answered \Draft))` {
+		t.Error(got)
+	}
+	if got := two.ok("NOOP"); got != `* 1 FETCH (UID 1 FLAGS (\Answered \Draft))` {
+		t.Error(got)
+	}
 	// So much happens that the store forgets the beginning.
 	for range 30 {
 		uid := b.add("INBOX", letter)
@@ -303,7 +315,12 @@ func TestMailboxes(t *testing.T) {
 	if got := c.ok(`LIST "" INBOX RETURN (STATUS (MESSAGES SIZE))`); !strings.Contains(got, "* STATUS INBOX (MESSAGES 0 SIZE 0)") {
 		t.Error(got)
 	}
-	c.no(`LIST "" "*a*a*a*a*a*a*a*b"`, "NO [LIMIT]")
+	c.ok("CREATE " + strings.Repeat("a", 900))
+	if got := c.ok(`LIST "" "` + strings.Repeat("*a", 400) + `*b"`); got != "" {
+		t.Error(got)
+	}
+	c.no(`LIST "" "`+strings.Repeat("*a", 600)+`"`, "NO [LIMIT]")
+	c.ok("DELETE " + strings.Repeat("a", 900))
 	c.ok("RENAME Work Play")
 	if got := c.ok(`LIST "" Play/%`); got != `* LIST (\HasNoChildren) "/" "Play/Projects"` {
 		t.Error(got)
@@ -487,8 +504,151 @@ func TestSTARTTLSInjection(t *testing.T) {
 	c := b.dial()
 	c.want("* OK")
 	c.send("a STARTTLS\r\nb NOOP\r\n")
+	c.want("a BAD")
+	c.eof()
+	c = b.dial()
+	c.want("* OK")
+	c.send("a STARTTLS\r\n")
 	c.want("a OK")
+	c.send("b NOOP\r\nb NOOP\r\nb NOOP\r\nb NOOP\r\n")
 	if rest, _ := io.ReadAll(c.r); strings.Contains(string(rest), "b OK") {
 		t.Errorf("%q", rest)
 	}
+}
+
+// Before TLS there is little to say.
+func TestBeforeTLS(t *testing.T) {
+	b := newBench(t, nil)
+	c := b.dial()
+	c.want("* OK")
+	for command, want := range map[string]string{
+		"NOOP": "OK", "CAPABILITY": "OK", "LOGIN a b": "NO [PRIVACYREQUIRED]", "AUTHENTICATE PLAIN": "NO [PRIVACYREQUIRED]", "SELECT INBOX": "BAD", "IDLE": "BAD",
+	} {
+		if _, tagged := c.do(command); !strings.HasPrefix(tagged, want) {
+			t.Errorf("%s: %s", command, tagged)
+		}
+	}
+	for _, bad := range []string{"", "x", "* NOOP", "(x) NOOP", "\x00 NOOP"} {
+		c.send(bad + "\r\n")
+		c.want("* BAD")
+	}
+	c.ok("LOGOUT")
+	for _, bad := range []string{"a LOGIN {5}\r\n", "a LOGIN {5+}\r\nabcde x\r\n", strings.Repeat("x", 5000)} {
+		c := b.dial()
+		c.want("* OK")
+		go io.WriteString(c.nc, bad)
+		c.want("* BYE")
+	}
+	c = b.dial()
+	c.want("* OK")
+	for range 20 {
+		c.ok("NOOP")
+	}
+	c.want("* BYE")
+	c.eof()
+}
+
+// The octets of a literal that is refused are no commands, whatever the client does.
+func TestRefusedLiterals(t *testing.T) {
+	b := newBench(t, func(s *Server) { s.Limits.MaxMessage = 100 << 10 })
+	inject := "x CREATE Hacked\r\n"
+	for _, size := range []int{200, 5000, 50_000, 200_000} {
+		text := inject + strings.Repeat("a", size)
+		for _, command := range []string{"APPEND INBOX", "APPEND Nowhere", "APPEND INBOX (\\Bad[)", "NONSENSE", "SEARCH TEXT", "SEARCH CHARSET X TEXT", "SEARCH NONSENSE", "CREATE", "SELECT", "LIST"} {
+			for _, plus := range []string{"+", ""} {
+				c := b.session()
+				c.send(fmt.Sprintf("y %s {%d%s}\r\n", command, len(text), plus))
+				if plus != "" {
+					c.send(text + "\r\n")
+				} else if s := c.line(); strings.HasPrefix(s, "+") { // it waits to be asked
+					c.send(text + "\r\n")
+				} else if !strings.HasPrefix(s, "y ") {
+					t.Fatalf("%s with %d octets: %s", command, len(text), s)
+				}
+				c.send("z LOGOUT\r\n")
+				rest, _ := io.ReadAll(c.r)
+				said := "\n" + string(rest)
+				if strings.Contains(said, "\nx ") {
+					t.Fatalf("%s with %d%s octets: %q", command, len(text), plus, said)
+				}
+				// The engine hangs up on a mailbox name that is none; all else goes on.
+				if name := command == "CREATE" || command == "SELECT" || command == "LIST"; !name && !strings.Contains(said, "\nz OK") {
+					t.Errorf("%s with %d%s octets ends with %q", command, len(text), plus, said)
+				}
+			}
+		}
+	}
+	c := b.session()
+	if got := c.ok(`LIST "" *`); strings.Contains(got, "Hacked") {
+		t.Error(got)
+	}
+	// Several in one command, of which the first is refused.
+	big := strings.Repeat("b", 5000)
+	c.send(fmt.Sprintf("y SEARCH TEXT {%d+}\r\n%s TEXT {%d+}\r\n%s%s\r\n", len(big), big, len(inject), inject, " SEEN"))
+	c.want("y ")
+	c.ok("NOOP")
+	if got := c.ok(`LIST "" *`); strings.Contains(got, "Hacked") {
+		t.Error(got)
+	}
+	// LITERAL+ is offered, and taken.
+	c.send(fmt.Sprintf("y APPEND INBOX {%d+}\r\n%s\r\n", len(big), big))
+	c.want("y OK [APPENDUID")
+}
+
+func TestAnnouncement(t *testing.T) {
+	for line, want := range map[string]int64{
+		"a {5}\r\n": 5, "a {5+}\r\n": 5, "a ~{12+}\r\n": 12, "{0}\r\n": 0, "a {5}\n": 5, "a {5} \r\n": -1, "a {+}\r\n": -1, "a {}\r\n": -1, "a 5}\r\n": -1,
+		"a {-5}\r\n": -1, "a {+5}\r\n": -1, "a {99999999999999999999}\r\n": -1, "a \"{5}\"\r\n": -1, "a\r\n": -1, "\r\n": -1, "}\r\n": -1, "+}\r\n": -1,
+	} {
+		n, plus, brace, ok := announcement([]byte(line))
+		if ok != (want >= 0) || ok && (n != want || plus != strings.Contains(line, "+}") || line[brace] != '}' && line[brace] != '+') {
+			t.Errorf("%q: %d, %t, %d, %t", line, n, plus, brace, ok)
+		}
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, tt := range []struct {
+		name, ref, pattern string
+		want               bool
+	}{
+		{"a", "", "a", true}, {"a", "", "*", true}, {"a", "", "%", true}, {"a/b", "", "%", false}, {"a/b", "", "*", true}, {"a/b", "", "a/%", true},
+		{"a/b", "a/", "%", true}, {"a/b", "a/", "/a/b", true}, {"a/b/c", "", "a/%", false}, {"a/b/c", "", "%/%/%", true}, {"a/b/c", "", "a*c", true},
+		{"a", "", "", false}, {"a", "", "A", false}, {"INBOX", "", "inbox", true}, {"INBOX/x", "", "Inbox/%", true}, {"INBOX", "", "in%", false}, {"ab", "", "a%b", true}, {"ab", "", "a%%**b", true},
+	} {
+		if got := match(tt.name, tt.ref, tt.pattern); got != tt.want {
+			t.Errorf("%q with %q %q: %t", tt.name, tt.ref, tt.pattern, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.StringMatching("[ab/]{0,8}").Draw(t, "name")
+		pattern := rapid.StringMatching("[ab*%][ab/*%]{0,6}").Draw(t, "pattern")
+		if got, want := match(name, "", pattern), imapserver.MatchList(name, delim, "", pattern); got != want {
+			t.Fatalf("%q with %q: %t, MatchList says %t", name, pattern, got, want)
+		}
+	})
+}
+
+// lineWriter hands on what is logged.
+type lineWriter chan string
+
+func (w lineWriter) Write(b []byte) (int, error) {
+	w <- string(b)
+	return len(b), nil
+}
+
+// A part that panics is seen: in the log and in the counts.
+func TestPanic(t *testing.T) {
+	log := make(lineWriter, 10)
+	b := newBench(t, func(s *Server) {
+		s.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelError}))
+		s.Auth = mailspine.AuthenticatorFunc(func(context.Context, mailspine.Credentials) (*mailspine.Login, error) { panic("bug") })
+	})
+	c := b.dialTLS()
+	c.send("a LOGIN x y\r\n")
+	io.ReadAll(c.r)
+	if line := <-log; !strings.Contains(line, "bug") || b.Stats().Errors != 1 {
+		t.Errorf("%q, %+v", line, b.Stats())
+	}
+	b.dialTLS().ok("LOGOUT") // the server goes on
 }

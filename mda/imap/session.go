@@ -2,7 +2,6 @@ package imap
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -46,14 +45,7 @@ var (
 )
 
 func (s *Server) session(ec *imapserver.Conn) imapserver.Session {
-	nc := ec.NetConn()
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
-	}
-	c, ok := nc.(*conn)
-	if !ok {
-		panic(fmt.Sprintf("imap: a connection of type %T", nc))
-	}
+	c := ec.NetConn().(*conn) // the only kind that the engine is given
 	x := &session{srv: s, conn: c, ctx: c.ctx, begin: time.Now()}
 	c.mu.Lock()
 	c.engine = ec
@@ -201,8 +193,11 @@ func (x *session) authenticate(identity, username, password string) (*mailspine.
 			return nil, fmt.Errorf("malformed credentials: %w", mailspine.ErrBadCredentials)
 		}
 	}
+	if username == "" || password == "" { // RFC 4616 section 2; some directories take an empty password for a guest
+		return nil, fmt.Errorf("empty user name or password: %w", mailspine.ErrBadCredentials)
+	}
 	login, err := x.srv.Auth.Authenticate(x.ctx, mailspine.Credentials{
-		Username: username, Password: password, AuthzID: identity, Service: "imap", Remote: x.conn.remote, TLS: true, // the engine sees to it
+		Username: username, Password: password, AuthzID: identity, Service: "imap", Remote: x.conn.remote, TLS: true, // there is no other way to the engine
 	})
 	if err == nil && (login == nil || login.Name == "") {
 		err = errors.New("the Authenticator returned no login and no error")

@@ -35,13 +35,15 @@ type part struct {
 // A scanner finds the parts of a message.
 type scanner struct {
 	r     io.ReaderAt
+	deep  bool // look into multiparts and messages
 	parts int
 	err   error // of the reader
 }
 
-// scan reads the structure of a message. The error is that of the reader: any octets are a message.
-func scan(r io.ReaderAt, size int64) (*part, error) {
-	s := &scanner{r: r}
+// scan reads the structure of a message, or only its header unless it is to be deep. The error is that of the reader: any octets are
+// a message.
+func scan(r io.ReaderAt, size int64, deep bool) (*part, error) {
+	s := &scanner{r: r, deep: deep}
 	p := s.part(0, size, 0, "text", "plain")
 	return p, s.err
 }
@@ -93,7 +95,7 @@ func (s *scanner) part(start, end int64, depth int, kind, subtype string) *part 
 			p.kind, p.subtype = "text", "plain" // RFC 2045 section 5.2
 		}
 	}
-	if depth >= maxDepth || s.err != nil {
+	if !s.deep || depth >= maxDepth || s.err != nil {
 		return p
 	}
 	switch {
@@ -166,8 +168,9 @@ func (s *scanner) split(start, end int64, boundary string) (ranges [][2]int64) {
 // find returns the part with a number such as 1.2, or nil (RFC 9051 section 6.4.5.1).
 func (p *part) find(path []int) *part {
 	for i, n := range path {
+		whole := i == 0 // p is a message
 		if p.message != nil && i > 0 {
-			p = p.message
+			p, whole = p.message, true
 		}
 		switch {
 		case p.kind == "multipart" && len(p.children) > 0:
@@ -175,11 +178,7 @@ func (p *part) find(path []int) *part {
 				return nil
 			}
 			p = p.children[n-1]
-		case n == 1: // what is no multipart has one part: its body
-			if i < len(path)-1 && p.message == nil {
-				return nil
-			}
-		default:
+		case !whole || n != 1: // a message that is no multipart has one part: its body
 			return nil
 		}
 	}

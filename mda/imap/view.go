@@ -1,6 +1,7 @@
 package imap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -34,7 +35,7 @@ func newView(box mailbox.Mailbox, snap mailbox.Snapshot, readOnly bool) *view {
 	}
 }
 
-func byUID(m mailbox.MessageInfo, uid mailbox.UID) int { return int(int64(m.UID) - int64(uid)) }
+func byUID(m mailbox.MessageInfo, uid mailbox.UID) int { return cmp.Compare(m.UID, uid) }
 
 // at returns where a UID is in msgs.
 func (v *view) at(uid mailbox.UID) (int, bool) { return slices.BinarySearchFunc(v.msgs, uid, byUID) }
@@ -165,56 +166,76 @@ func (v *view) tell(w *imapserver.UpdateWriter, allowExpunge bool) error {
 	return nil
 }
 
-// resolve returns the indices into msgs of the messages in a set, ascending. gone are those among
-// them that are not there any more; they are not in the result.
-func (v *view) resolve(set imap.NumSet) (at []int, gone int, err error) {
-	if len(v.msgs) == 0 {
-		return nil, 0, nil
-	}
-	var in []bool
-	mark := func(from, to int) { // indices, to included
-		if in == nil {
-			in = make([]bool, len(v.msgs))
-		}
-		for i := from; i <= to; i++ {
-			in[i] = true
-		}
-	}
+// A span is a range of indices into msgs, both included.
+type span struct{ from, to int }
+
+// spans returns where the messages of a set are: ascending, without overlap.
+func (v *view) spans(set imap.NumSet) (list []span, err error) {
 	n := len(v.msgs)
 	switch set := set.(type) {
 	case imap.SeqSet:
 		for _, r := range set {
 			lo, hi := order(r.Start, r.Stop, uint32(n))
 			// RFC 9051 section 9, seq-number: a number beyond the mailbox is the client's mistake.
-			if lo == 0 || hi > uint32(n) {
-				return nil, 0, &imap.Error{Type: imap.StatusResponseTypeBad, Code: imap.ResponseCodeClientBug, Text: "There is no message with that number"}
+			if n > 0 && (lo == 0 || hi > uint32(n)) {
+				return nil, &imap.Error{Type: imap.StatusResponseTypeBad, Code: imap.ResponseCodeClientBug, Text: "There is no message with that number"}
 			}
-			mark(int(lo)-1, int(hi)-1)
+			list = append(list, span{int(lo) - 1, int(hi) - 1})
 		}
 	case imap.UIDSet:
 		if imap.IsSearchRes(set) {
 			set = v.saved
 		}
 		for _, r := range set {
+			if n == 0 {
+				break
+			}
 			lo, hi := order(uint32(r.Start), uint32(r.Stop), uint32(v.msgs[n-1].UID))
 			i, _ := v.at(mailbox.UID(lo))
 			j, ok := v.at(mailbox.UID(hi))
 			if !ok {
 				j--
 			}
-			mark(i, j)
+			if i <= j {
+				list = append(list, span{i, j})
+			}
 		}
 	}
-	for i, ok := range in {
-		switch {
-		case !ok:
-		case v.gone[v.msgs[i].UID]:
-			gone++
-		default:
-			at = append(at, i)
+	if n == 0 {
+		return nil, nil
+	}
+	slices.SortFunc(list, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	merged := list[:0]
+	for _, s := range list {
+		if k := len(merged) - 1; k >= 0 && s.from <= merged[k].to+1 {
+			merged[k].to = max(merged[k].to, s.to)
+		} else {
+			merged = append(merged, s)
 		}
 	}
-	return at, gone, nil
+	return merged, nil
+}
+
+// within reports whether an index is in spans.
+func within(list []span, i int) bool {
+	k, ok := slices.BinarySearchFunc(list, i, func(s span, i int) int { return cmp.Compare(s.from, i) })
+	return ok || k > 0 && i <= list[k-1].to
+}
+
+// resolve returns the indices into msgs of the messages in a set, ascending. gone is how many of
+// them are not there any more; they are not in the result.
+func (v *view) resolve(set imap.NumSet) (at []int, gone int, err error) {
+	list, err := v.spans(set)
+	for _, s := range list {
+		for i := s.from; i <= s.to; i++ {
+			if v.gone[v.msgs[i].UID] {
+				gone++
+			} else {
+				at = append(at, i)
+			}
+		}
+	}
+	return at, gone, err
 }
 
 // order resolves "*", which is 0, and puts a range in order.
