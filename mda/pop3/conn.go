@@ -132,8 +132,8 @@ func (c *conn) serve() {
 		}
 	})
 	defer c.abort()
-	c.guard(func() { c.talk() })
-	c.drop.release()
+	c.guard(c.talk)
+	c.guard(func() { c.drop.release() })
 }
 
 // guard keeps a panic of a hook, of the store or of ours from ending more than the connection.
@@ -374,11 +374,10 @@ func (c *conn) capa(arg string) {
 	}
 	c.ok("Capabilities")
 	list := []string{"TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE", "EXPIRE NEVER"}
-	switch {
-	case !c.tls:
-		list = append(list, "STLS")
-	case c.drop == nil:
+	if c.tls { // also who is logged in is told (RFC 2449 section 5)
 		list = append(list, "USER", "SASL PLAIN")
+	} else {
+		list = append(list, "STLS")
 	}
 	for _, s := range append(list, ".") {
 		c.reply(s)

@@ -15,6 +15,7 @@ import (
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/peertest"
 	"github.com/mailspine/mailspine/mda/mailbox"
+	"github.com/mailspine/mailspine/mda/mailbox/maildir"
 	"github.com/mailspine/mailspine/mda/mailbox/memory"
 )
 
@@ -60,7 +61,30 @@ type bench struct {
 
 func newBench(t testing.TB, change func(*Server)) *bench {
 	t.Helper()
-	store := memory.New(nil)
+	return newBenchOn(t, memory.New(nil), change)
+}
+
+// eachStore runs a test with a store in memory and with one on disk.
+func eachStore(t *testing.T, test func(t *testing.T, store mailbox.Store)) {
+	t.Run("memory", func(t *testing.T) { test(t, memory.New(nil)) })
+	t.Run("maildir", func(t *testing.T) {
+		store := onDisk(t, t.TempDir())
+		t.Cleanup(func() { store.Close() })
+		test(t, store)
+	})
+}
+
+func onDisk(t testing.TB, dir string) mailbox.Store {
+	t.Helper()
+	store, err := maildir.Open(dir, &maildir.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
+func newBenchOn(t testing.TB, store mailbox.Store, change func(*Server)) *bench {
+	t.Helper()
 	account, err := store.Account(t.Context(), user)
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 type Limits struct {
 	MaxConns        int // connections at the same time; default 2,000; beyond: -ERR [SYS/TEMP]
 	MaxConnsPerAddr int // of these from one IPv4 address or IPv6 /64 network; default 50; beyond: -ERR [SYS/TEMP]
-	MaxCommands     int // commands of one connection; default 1,000,000
+	MaxCommands     int // commands of one connection; default 10,000,000: RETR and DELE of every message, and more
 	MaxErrors       int // refused commands one after the other; default 20
 	MaxAuthFailures int // failed logins of one connection; default 3
 
@@ -30,7 +30,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	count(&l.MaxConns, 2000)
 	count(&l.MaxConnsPerAddr, 50)
-	count(&l.MaxCommands, 1_000_000)
+	count(&l.MaxCommands, 10_000_000)
 	count(&l.MaxErrors, 20)
 	count(&l.MaxAuthFailures, 3)
 	span := func(d *time.Duration, def time.Duration) {

@@ -22,7 +22,6 @@ type maildrop struct {
 	msgs     []message
 	deleted  int
 	octets   int64 // of those that are not deleted
-	name     string
 }
 
 type message struct {
@@ -40,7 +39,12 @@ func (d *maildrop) release() {
 
 // open takes the maildrop of who logged in.
 func (c *conn) open(mechanism string, login *mailspine.Login) {
-	d := &maildrop{name: login.Name}
+	d := &maildrop{}
+	defer func() {
+		if c.drop != d { // also if the store panics
+			d.release()
+		}
+	}()
 	err := func() error {
 		ctx, cancel := context.WithTimeout(c.ctx, storeTime)
 		defer cancel()
@@ -67,7 +71,6 @@ func (c *conn) open(mechanism string, login *mailspine.Login) {
 		return nil
 	}()
 	if err != nil {
-		d.release()
 		switch {
 		case errors.Is(err, mailbox.ErrInUse):
 			c.fail("[IN-USE] Another session has the maildrop")
@@ -300,6 +303,10 @@ func (c *conn) quit(arg string) {
 		return
 	}
 	defer d.release() // before the reply is sent, so that who connects anew at once is let in
+	// A client that pipelines may be gone. What it was not sent, it shall find again.
+	if c.bw.Flush() != nil {
+		return
+	}
 	var gone []mailbox.UID
 	for _, m := range d.msgs {
 		if m.deleted {
