@@ -53,6 +53,15 @@ type Agent struct {
 	// IgnoreVerdict delivers such messages like all others.
 	IgnoreVerdict bool
 
+	// Formats says in which form a mailbox wants its messages; nil: all as they are. Where it
+	// wants another one, the original is filed first, exactly as it would be without a
+	// policy, but into another mailbox (Format.Originals), and then the derived message. When there is no
+	// derived message, because there is nothing to convert or the conversion failed, or
+	// no room for both, the original is filed where the derived one would be.
+	Formats FormatPolicy
+	// Stager is where derived messages are made; nil: a mailspine.SpoolStager.
+	Stager mailspine.Stager
+
 	// MaxDestinations bounds the mailboxes that one recipient expands to; 0: 100.
 	MaxDestinations int
 	// Concurrency is how many recipients of a message are delivered to at the same
@@ -137,12 +146,14 @@ func (a *Agent) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailsp
 	if workers <= 0 {
 		workers = defaultConcurrency
 	}
+	conv := &conversions{msg: msg}
+	defer conv.close()
 	var wg sync.WaitGroup
 	next := make(chan int)
 	for range min(workers, len(res)) {
 		wg.Go(func() {
 			for i := range next {
-				res[i] = a.deliver(ctx, env, i, msg, been)
+				res[i] = a.deliver(ctx, env, i, conv, been)
 			}
 		})
 	}
@@ -155,7 +166,7 @@ func (a *Agent) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailsp
 }
 
 // deliver delivers to one recipient.
-func (a *Agent) deliver(ctx context.Context, env *mailspine.Envelope, i int, msg mailspine.Content, been map[string]bool) error {
+func (a *Agent) deliver(ctx context.Context, env *mailspine.Envelope, i int, conv *conversions, been map[string]bool) error {
 	rcpt := env.Recipients[i].Address
 	dests, detail, err := a.resolve(ctx, rcpt)
 	if err != nil {
@@ -164,14 +175,14 @@ func (a *Agent) deliver(ctx context.Context, env *mailspine.Envelope, i int, msg
 	if been[asciiLower(rcpt.String())] {
 		return mailspine.Errorf(554, "5.4.6", "The message has been delivered to this address before: a loop")
 	}
-	msg = mailspine.Prepend(msg, []byte("Return-Path: "+env.From.Path()+"\r\nDelivered-To: "+rcpt.String()+"\r\n"))
+	trace := []byte("Return-Path: " + env.From.Path() + "\r\nDelivered-To: " + rcpt.String() + "\r\n")
 	id := ""
 	if env.ID != "" {
 		id = string(env.ID) + " " + rcpt.String()
 	}
 	var errs mailspine.RecipientErrors
 	for _, acct := range accounts(dests) {
-		errs = append(errs, a.file(ctx, acct, detail, mailbox.DeliverOptions{Create: true, ID: id}, env.Verdict, msg))
+		errs = append(errs, a.file(ctx, acct, detail, mailbox.DeliverOptions{Create: true, ID: id}, env, conv, trace))
 	}
 	if err := errs.Err(); err != nil {
 		if len(errs) == 1 {
@@ -210,7 +221,7 @@ func accounts(dests []Destination) []accountTarget {
 }
 
 // file delivers to one account.
-func (a *Agent) file(ctx context.Context, t accountTarget, detail string, opts mailbox.DeliverOptions, v *mailspine.Verdict, msg mailspine.Content) error {
+func (a *Agent) file(ctx context.Context, t accountTarget, detail string, opts mailbox.DeliverOptions, env *mailspine.Envelope, conv *conversions, trace []byte) error {
 	acct, err := a.Mailboxes.Account(ctx, t.account)
 	if err != nil {
 		return a.failure(err)
@@ -220,7 +231,7 @@ func (a *Agent) file(ctx context.Context, t accountTarget, detail string, opts m
 	}
 	opts.Mailboxes = t.mailboxes
 	switch {
-	case v != nil && v.Disposition == "quarantine" && !a.IgnoreVerdict:
+	case env.Verdict != nil && env.Verdict.Disposition == "quarantine" && !a.IgnoreVerdict:
 		junk, err := a.junk(ctx, acct)
 		if err != nil {
 			return a.failure(err)
@@ -233,12 +244,24 @@ func (a *Agent) file(ctx context.Context, t accountTarget, detail string, opts m
 			}
 		}
 	}
-	d, err := acct.Deliver(ctx, msg, opts)
+	msg := mailspine.Prepend(conv.msg, trace)
+	plain, forms, err := a.forms(ctx, t.account, env, msg, opts.Mailboxes)
+	if err != nil {
+		return err
+	}
+	list, release, err := a.filings(ctx, conv, acct, msg, trace, plain, forms, opts)
+	defer release()
 	if err != nil {
 		return a.failure(err)
 	}
-	for _, c := range d.Copies {
-		a.logger().DebugContext(ctx, "mda: delivered", "account", t.account, "mailbox", c.Mailbox, "uid", c.UID, "repeated", c.Repeated)
+	for _, f := range list {
+		d, err := a.deliverFiling(ctx, acct, f, msg)
+		if err != nil {
+			return a.failure(err)
+		}
+		for _, c := range d.Copies {
+			a.logger().DebugContext(ctx, "mda: delivered", "account", t.account, "mailbox", c.Mailbox, "uid", c.UID, "repeated", c.Repeated)
+		}
 	}
 	return nil
 }

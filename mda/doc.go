@@ -16,6 +16,10 @@
 // address's detail or the verdict of the receiver say. It changes nothing else: what was delivered
 // can be read back octet for octet.
 //
-// Not here yet: Sieve, forwarding to other systems, conversion of media types, and LMTP. An alias
+// A mailbox may want its messages in another form: text in UTF-8, text instead of HTML, seven
+// bits. A [FormatPolicy], such as that of package convert, says which; the Agent then files
+// what was derived into the mailbox, and before that the original, as it is, into another one.
+//
+// Not here yet: Sieve, forwarding to other systems, and LMTP. An alias
 // that leads out of the system is refused as a fault of the configuration, 451 4.3.5.
 package mda
