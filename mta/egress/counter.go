@@ -1,6 +1,9 @@
 package egress
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 // A counter counts the copies of one key on one day. It is a value that the
 // Selector's mutex protects.
@@ -22,6 +25,8 @@ type counter struct {
 	// still make it a sending day.
 	prev Day
 	late bool
+	// missed is when a grant ended of which no server heard; zero: one has heard since.
+	missed time.Time
 	// touched says that something was reserved since the counter was loaded.
 	touched bool
 }

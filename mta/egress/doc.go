@@ -39,6 +39,9 @@
 // share of the day afterwards. The price is that a source which is new in a pool takes all of the mail until it has caught
 // up with the others, within its cap: a new source has one.
 //
+// A source whose last delivery no server heard of lets the others of its pool go first for a minute: its address may be gone, and a
+// source that cannot send would otherwise stay the one that has sent least, and stop the pool.
+//
 // # Caps
 //
 // Caps are in copies: one for each recipient that a server heard of in a RCPT command, whatever it

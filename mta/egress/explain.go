@@ -31,6 +31,8 @@ type Explanation struct {
 type Candidate struct {
 	Count
 	Weight int `json:"weight"`
+	// StandsBack is set while the source lets the others go first, since it reached nobody a moment ago.
+	StandsBack bool `json:"standsBack,omitempty"`
 	// Load is what was sent and reserved today, over Weight: the least goes first.
 	Load float64 `json:"load"`
 }
@@ -44,6 +46,7 @@ func (s *Selector) Explain(ctx context.Context, env *mailspine.Envelope, domain 
 	if err := s.open(ctx); err != nil {
 		return e, err
 	}
+	now := s.now()
 	p, err := s.plan(env, e.SendingDomain, 1)
 	if err != nil {
 		return e, err
@@ -53,8 +56,8 @@ func (s *Selector) Explain(ctx context.Context, env *mailspine.Envelope, domain 
 		n := p.domain.count()
 		e.Sending = &n
 	}
-	for _, m := range p.pool.byLoad() {
-		e.Sources = append(e.Sources, Candidate{Count: m.count(), Weight: int(m.weight), Load: float64(m.used()) / float64(m.weight)})
+	for _, m := range p.pool.byLoad(now) {
+		e.Sources = append(e.Sources, Candidate{Count: m.count(), Weight: int(m.weight), StandsBack: m.standsBack(now), Load: float64(m.used()) / float64(m.weight)})
 	}
 	if len(p.shares) > 0 {
 		e.Source = p.shares[0].Name

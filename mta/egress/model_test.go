@@ -23,6 +23,11 @@ type modelKey struct {
 	weight int64
 	sent   map[Day]int64
 	open   map[Day]int64 // granted, and not ended
+	missed time.Time     // when a grant reached nobody, and none did since
+}
+
+func (k *modelKey) back(now time.Time) bool {
+	return !k.missed.IsZero() && now.Sub(k.missed) < time.Minute
 }
 
 func (k *modelKey) number(d Day) int {
@@ -105,6 +110,11 @@ func TestSelectorModel(t *testing.T) {
 				k.open[g.day] -= g.n
 				k.sent[g.day] += sent
 			}
+			if src := g.keys[0]; sent == 0 {
+				src.missed = c.t
+			} else {
+				src.missed = time.Time{}
+			}
 		}
 		restart := func() {
 			for len(under) > 0 {
@@ -112,6 +122,9 @@ func TestSelectorModel(t *testing.T) {
 			}
 			if err := errors.Join(s.Close(), state.Close()); err != nil {
 				t.Fatal(err)
+			}
+			for _, k := range sources {
+				k.missed = time.Time{}
 			}
 			open()
 		}
@@ -140,7 +153,14 @@ func TestSelectorModel(t *testing.T) {
 						if tried[name] || k.room(day) == 0 {
 							continue
 						}
-						if best == "" || k.used(day)*sources[best].weight < sources[best].used(day)*k.weight {
+						switch {
+						case best == "":
+							best = name
+						case k.back(c.t) != sources[best].back(c.t):
+							if sources[best].back(c.t) {
+								best = name
+							}
+						case k.used(day)*sources[best].weight < sources[best].used(day)*k.weight:
 							best = name
 						}
 					}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/mta"
@@ -83,21 +84,38 @@ func (a member) less(b member) bool {
 	return ah < bh || ah == bh && al < bl
 }
 
-// byLoad returns the members in the order of selection: those with room first, and of them the one
+// byLoad returns the members in the order of selection: those with room first, of them those that stand back last, and else the one
 // that has sent least for its weight; the order of the pool decides between equals.
-func (p *pool) byLoad() []member {
+func (p *pool) byLoad(now time.Time) []member {
 	members := slices.Clone(p.members)
 	slices.SortStableFunc(members, func(a, b member) int {
 		fullA, fullB := a.room() == 0, b.room() == 0
 		switch {
-		case fullA != fullB && fullA, fullA == fullB && b.less(a):
+		case fullA != fullB && fullA, fullA == fullB && b.before(a, now):
 			return 1
-		case fullA != fullB, a.less(b):
+		case fullA != fullB, a.before(b, now):
 			return -1
 		}
 		return 0
 	})
 	return members
+}
+
+// standBack is how long a source that reached nobody lets the others of its pool go first.
+const standBack = time.Minute
+
+// before is less, but that a source which reached nobody a moment ago comes after the others: it may have lost its
+// address, and would stay the one that has sent least.
+func (a member) before(b member, now time.Time) bool {
+	am, bm := a.standsBack(now), b.standsBack(now)
+	if am != bm {
+		return bm
+	}
+	return a.less(b)
+}
+
+func (s *source) standsBack(now time.Time) bool {
+	return !s.missed.IsZero() && now.Before(s.missed.Add(standBack))
 }
 
 // house is what a Selector's fields say, in a form to look things up.

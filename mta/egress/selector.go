@@ -216,7 +216,7 @@ func (s *Selector) plan(env *mailspine.Envelope, sending string, n int) (p plan,
 	var best *member
 	for i := range p.pool.members {
 		m := &p.pool.members[i]
-		if m.room() > 0 && (best == nil || m.less(*best)) {
+		if m.room() > 0 && (best == nil || m.before(*best, now)) {
 			best = m
 		}
 	}
@@ -227,7 +227,7 @@ func (s *Selector) plan(env *mailspine.Envelope, sending string, n int) (p plan,
 		left = 0
 	default:
 		// It is filled, then the next, and so on: what they have sent already decides.
-		for _, m := range p.pool.byLoad() {
+		for _, m := range p.pool.byLoad(now) {
 			k := int(min(int64(left), m.room()))
 			if k > 0 {
 				p.shares = append(p.shares, share{m.source, k})
@@ -407,6 +407,9 @@ func (r *reservation) end(sent int64) (first [2]bool, write bool) {
 	r.ended = true
 	sent = min(max(sent, 0), r.n)
 	first[0] = r.source.settle(r.day, r.n, sent)
+	if r.source.missed = r.s.now(); sent > 0 {
+		r.source.missed = time.Time{}
+	}
 	write = first[0] || r.source.stale(r.s.Block)
 	if r.domain != nil {
 		first[1] = r.domain.settle(r.domainDay, r.n, sent)

@@ -858,3 +858,22 @@ func TestManySources(t *testing.T) {
 		t.Errorf("%d grants, the last %s", len(grants), say(grants[len(grants)-1:]))
 	}
 }
+
+// A source that reaches nobody does not stop its pool: the others go first for a minute.
+func TestDeadSource(t *testing.T) {
+	c := &clock{noon}
+	s := newSelector(c, NewMemory(), mkpool("p", nil, Member{src("dead"), 1}, Member{src("good", 3), 1}))
+	defer s.Close()
+	env := envelope("", "x.example")
+	choose(t, s, env, 1)[0].Done(0)
+	expect(t, "the other goes first", send(t, s, env, 2), "good:2")
+	e, err := s.Explain(t.Context(), env, "d.example")
+	if err != nil || e.Source != "good" || !e.Sources[1].StandsBack || e.Sources[1].Name != "dead" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	expect(t, "it is taken when the other is full", say(choose(t, s, env, 2)), "good:1 dead:1") // not ended
+	c.t = c.t.Add(time.Minute)
+	expect(t, "after a minute it is tried again", say(choose(t, s, env, 1)), "dead:1")
+	choose(t, s, env, 1)[0].Done(1)
+	expect(t, "and goes on when it reached somebody", say(choose(t, s, env, 1)), "dead:1")
+}
