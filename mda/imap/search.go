@@ -15,7 +15,7 @@ import (
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapserver"
-	"github.com/emersion/go-message/charset"
+	"golang.org/x/text/encoding/htmlindex"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/mda/mailbox"
@@ -284,7 +284,17 @@ func hasFlag(flags []mailbox.Flag, f imap.Flag) bool {
 	return slices.ContainsFunc(flags, func(g mailbox.Flag) bool { return strings.EqualFold(string(g), string(f)) })
 }
 
-var words = mime.WordDecoder{CharsetReader: charset.Reader}
+// utf8Reader decodes a character set. The package go-message/charset would do it too, but importing that changes
+// go-message for the whole program.
+func utf8Reader(cs string, r io.Reader) (io.Reader, error) {
+	e, err := htmlindex.Get(cs)
+	if err != nil {
+		return nil, err
+	}
+	return e.NewDecoder().Reader(r), nil
+}
+
+var words = mime.WordDecoder{CharsetReader: utf8Reader}
 
 // holds reports whether a header field's value has a text, as it is or decoded (RFC 2047).
 func holds(value, text string) bool {
@@ -322,7 +332,7 @@ func (c *candidate) text(p *part, text string, header bool) (bool, error) {
 		r = quotedprintable.NewReader(r)
 	}
 	if cs := strings.ToLower(p.params["charset"]); cs != "" && cs != "utf-8" && cs != "us-ascii" {
-		if cr, err := charset.Reader(cs, r); err == nil {
+		if cr, err := utf8Reader(cs, r); err == nil {
 			r = cr
 		}
 	}

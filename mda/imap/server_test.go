@@ -652,3 +652,20 @@ func TestPanic(t *testing.T) {
 	}
 	b.dialTLS().ok("LOGOUT") // the server goes on
 }
+
+// Text is found as it is read, whatever it is encoded in.
+func TestSearchDecodes(t *testing.T) {
+	b := newBench(t, nil)
+	b.add("INBOX", "Subject: =?iso-8859-1?q?K=F6ln?=\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nGr=FC=DFe aus K=F6=\r\nln\r\n")
+	b.add("INBOX", "Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\nContent-Transfer-Encoding: base64\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"+base64.StdEncoding.EncodeToString([]byte("Grüße aus Bonn"))+"\r\n--x\r\nContent-Type: application/pdf\r\n\r\nGrüße\r\n--x--\r\n")
+	b.add("INBOX", "Content-Type: text/plain; charset=no-such\r\n\r\nplain\r\n")
+	c := b.session()
+	c.ok("SELECT INBOX")
+	for what, want := range map[string]string{"SUBJECT köln": "1", "BODY GRÜSSE": "", "BODY GRÜßE": "1 2", "BODY köln": "1", "TEXT köln": "1", "BODY bonn": "2", "BODY plain": "3", "BODY pdf": "", "TEXT pdf": ""} {
+		key, text, _ := strings.Cut(what, " ")
+		c.send(fmt.Sprintf("%c SEARCH CHARSET UTF-8 %s {%d+}\r\n%s\r\n", c.tag, key, len(text), text))
+		if got, _ := c.rest(); len(got) != 1 || strings.TrimSpace(strings.TrimPrefix(got[0], "* SEARCH")) != want {
+			t.Errorf("%s: %q, not %q", what, got, want)
+		}
+	}
+}
