@@ -170,7 +170,7 @@ func (s *Selector) build() (*house, error) {
 		for j := range p.Members {
 			m := &p.Members[j]
 			if err := m.validate(); err != nil {
-				return nil, bad(".Members[%d].%w", j, err)
+				return nil, bad(".Members[%d]%w", j, err)
 			}
 			src := known[m.Source.Name]
 			switch {
@@ -214,25 +214,26 @@ func (s *Selector) build() (*house, error) {
 	return h, nil
 }
 
+// validate returns an error that begins with a dot and the field.
 func (m *Member) validate() error {
 	src := m.Source
 	switch {
 	case m.Weight < 0 || m.Weight > 1e6:
-		return fmt.Errorf("Weight is %d, not from 0 to a million", m.Weight)
+		return fmt.Errorf(".Weight is %d, not from 0 to a million", m.Weight)
 	case src.Name == "":
-		return errors.New("Source.Name is empty")
+		return errors.New(".Source.Name is empty")
 	case len(src.Name) > 255 || slices.ContainsFunc([]byte(src.Name), func(c byte) bool { return c < 0x21 || c > 0x7e }):
-		return fmt.Errorf("Source.Name %.40q has over 255 octets, or others than visible ASCII characters", src.Name)
+		return fmt.Errorf(".Source.Name %.40q has over 255 octets, or others than visible ASCII characters", src.Name)
 	case src.Addr.IsValid() && (src.Addr.IsUnspecified() || src.Addr.IsMulticast() || src.Addr.Is4In6()):
-		return fmt.Errorf("Source.Addr %v is no address to send from", src.Addr)
+		return fmt.Errorf(".Source.Addr %v is no address to send from", src.Addr)
 	}
 	if src.Hostname != "" {
 		if err := (mailspine.Address{Local: "x", Domain: src.Hostname}).Validate(); err != nil {
-			return fmt.Errorf("Source.Hostname: %w", err)
+			return fmt.Errorf(".Source.Hostname: %w", err)
 		}
 	}
 	if err := validate(src.WarmUp); err != nil {
-		return fmt.Errorf("Source.WarmUp: %w", err)
+		return fmt.Errorf(".Source.WarmUp: %w", err)
 	}
 	return nil
 }
