@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -436,9 +437,13 @@ outcome delivered sender 1 true shop
 delivered sender@example.org 0s `
 		mu.Lock()
 		defer mu.Unlock()
-		// The report may be leased before the results were told.
-		var told, lease []string
+		// The report may be leased before the results were told, and the message before it was told to be queued.
+		var queued, told, lease []string
 		for _, e := range events {
+			if strings.HasPrefix(e, "queued") {
+				queued = append(queued, e)
+				continue
+			}
 			if strings.HasSuffix(e, "example.org 1") && strings.HasPrefix(e, "leased") {
 				lease = append(lease, e)
 				continue
@@ -449,7 +454,7 @@ delivered sender@example.org 0s `
 			}
 			told = append(told, e)
 		}
-		if got := strings.Join(append(told, lease...), "\n"); got != want {
+		if got := strings.Join(slices.Concat(queued, told, lease), "\n"); got != want {
 			t.Errorf("events\n%s\nwant\n%s", got, want)
 		}
 	})
