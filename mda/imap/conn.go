@@ -61,6 +61,14 @@ func network(a netip.Addr) netip.Prefix {
 
 // Read gives the engine what the client says, and notes that it waits for it.
 func (c *conn) Read(b []byte) (int, error) {
+	c.mu.Lock()
+	ends := c.bye != "" && c.busy == 0
+	c.mu.Unlock()
+	for ends { // commands that came along with the last one are not begun; sayBye closes the connection within two seconds
+		if _, err := c.receive(b); err != nil {
+			return 0, err
+		}
+	}
 	n, err := c.guard.read(b, c.receive)
 	if errors.Is(err, errGuard) {
 		c.Write([]byte("* BYE " + err.Error() + "\r\n"))
@@ -105,6 +113,12 @@ func (c *conn) Close() error {
 	c.cancel()
 	c.raw.SetWriteDeadline(time.Now().Add(time.Second))
 	return c.Conn.Close()
+}
+
+// abort closes the connection without a word, from whichever goroutine.
+func (c *conn) abort() {
+	c.cancel()
+	c.raw.Close()
 }
 
 // end lets the connection end as soon as no command is under way.

@@ -14,12 +14,15 @@
 // Sequence numbers are a view that belongs to the session: the messages that it was told of. It learns of
 // changes that others make with its next command, and at once in IDLE. A message that somebody removes keeps its number until
 // the session may be told (RFC 9051 section 7.5.1: not during FETCH, STORE and SEARCH); what is asked of it meanwhile is
-// answered for the others, with NO [EXPUNGEISSUED]. EXAMINE is read-only: nothing changes, \Seen neither. \Recent
+// answered for the others, with NO [EXPUNGEISSUED] if it was asked by number, and with OK if by UID. EXAMINE is read-only: nothing changes, \Seen neither. \Recent
 // is never set. If the mailbox is deleted under a session, its messages vanish.
 //
 // Flags are in canonical case; keywords are kept, up to the store's bounds. Sections of messages are exact octets of what is stored,
 // and streamed; nothing but header blocks is held in memory. A multipart is looked into up to 30 levels and 1,000 parts; what is
-// deeper is a part without structure.
+// deeper is a part without structure. Of the headers of a message's parts 4 MiB and 50,000 fields together are interpreted.
+// A search has at most 500 criteria, of which 20 read messages.
+//
+// A session holds some 100 octets for each message of its mailbox: 1,000 sessions with 100,000 messages each need 10 GB.
 //
 // # What is absent
 //
@@ -27,6 +30,8 @@
 // go-imap v2.0.0-beta.8 has no way to add them from outside. SASL mechanisms other than PLAIN.
 //
 // Of the engine's own faults these remain: SEARCH forgets SMALLER when a date or LARGER follows it ("SINCE 1-Jan-2026 SMALLER 100" is
-// right); a search key that it does not know is answered NO [SERVERBUG]; a mailbox name that is no modified UTF-7 ends the
-// connection; a message of APPEND has to come within five minutes.
+// right); a search key that it does not know, and a mailbox name that is no modified UTF-7, is answered NO [SERVERBUG], and such a name as a literal
+// ends the connection; a message of APPEND has to come within five minutes, and goes out in FETCH within five; LARGER 0 and SMALLER 0 say nothing;
+// ENABLE IMAP4rev2 is granted although it is not offered. UTF8=ACCEPT (RFC 6855) is offered by the engine of itself: names of mailboxes are in UTF-8
+// then, header fields stay encoded.
 package imap

@@ -24,6 +24,8 @@ type guard struct {
 	left   int64 // octets of the literal
 	plus   bool  // the literal is non-synchronizing
 	nudged bool  // the engine got the end of the command
+	count  int   // literals of the command so far
+	err    error // errGuard: it cannot go on
 
 	mu      sync.Mutex
 	waiting bool // for the engine's answer to an announcement
@@ -43,8 +45,12 @@ const (
 
 const (
 	guardBuffer = 4096
-	// maxAnnouncement is the longest "{n+}\r\n".
-	maxAnnouncement = 24
+	// maxAnnouncement is the longest "{n+} \r\n". The engine takes any number of zeros.
+	maxAnnouncement = 64
+	// maxLiterals bounds those of one command: the engine holds up to 4 KiB for each, before anybody has logged in.
+	maxLiterals = 64
+	// goAhead is the engine's answer to an announcement that it accepts. Its other replies may begin with "+" too: tags may.
+	goAhead = "+ Ready for literal data\r\n"
 )
 
 // errGuard is matched by errors that end the connection.
@@ -53,6 +59,9 @@ var errGuard = errors.New("[CLIENTBUG] The literal makes no sense")
 // read returns what the engine shall see next. receive reads from the client.
 func (g *guard) read(b []byte, receive func([]byte) (int, error)) (int, error) {
 	for {
+		if g.err != nil {
+			return 0, g.err
+		}
 		if len(g.out) > 0 {
 			n := copy(b, g.out)
 			g.out = g.out[n:]
@@ -121,12 +130,11 @@ func (g *guard) written(b []byte) bool {
 	if !g.waiting || len(b) == 0 {
 		return true
 	}
-	switch b[0] {
-	case '+':
+	switch {
+	case string(b) == goAhead:
 		g.asked = true
 		return !g.plus
-	case '*':
-	default:
+	case b[0] != '*':
 		g.refused = true
 	}
 	return true
@@ -159,7 +167,11 @@ func (g *guard) step() {
 	line = append(g.tail, line...)
 	g.tail = nil
 	if end < 0 {
-		keep := max(0, len(line)-maxAnnouncement)
+		keep := held(line)
+		if len(line)-keep > maxAnnouncement {
+			g.err = errGuard
+			return
+		}
 		g.tail = append([]byte(nil), line[keep:]...)
 		line = line[:keep]
 	}
@@ -175,11 +187,16 @@ func (g *guard) step() {
 			g.state, g.left = dropLiteral, n
 		} else {
 			// The command is over. A client that announces another synchronizing literal has been refused already.
-			g.state = inLine
+			g.state, g.count = inLine, 0
 		}
 		return
 	}
 	if !ok {
+		g.count = 0
+		return
+	}
+	if g.count++; g.count > maxLiterals {
+		g.out, g.err = nil, errGuard
 		return
 	}
 	if plus {
@@ -192,23 +209,27 @@ func (g *guard) step() {
 	g.mu.Unlock()
 }
 
-// announcement parses the end of a line: {n} or {n+}. brace is where "}" or "+}" is.
+// held returns where in a line without an end an announcement may have begun, or its length.
+func held(line []byte) int {
+	open := bytes.LastIndexByte(line, '{')
+	if open < 0 || len(bytes.Trim(line[open+1:], "0123456789+} \r")) > 0 {
+		return len(line)
+	}
+	return open
+}
+
+// announcement parses the end of a line: {n} or {n+}, and what else the engine takes for it: a space behind it, a line end without CR.
+// brace is where "}" or "+}" is.
 func announcement(line []byte) (n int64, plus bool, brace int, ok bool) {
-	s := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+	s := bytes.TrimSuffix(bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r")), []byte(" "))
 	if !bytes.HasSuffix(s, []byte("}")) {
 		return 0, false, 0, false
 	}
-	s = s[:len(s)-1]
-	if s, plus = bytes.CutSuffix(s, []byte("+")); len(s) == 0 {
+	s, plus = bytes.CutSuffix(s[:len(s)-1], []byte("+"))
+	digits := s[bytes.LastIndexByte(s, '{')+1:]
+	if len(digits) == len(s) || len(digits) == 0 || len(bytes.Trim(digits, "0123456789")) > 0 {
 		return 0, false, 0, false
 	}
-	open := bytes.LastIndexByte(s, '{')
-	if open < 0 || len(s)-open > 20 {
-		return 0, false, 0, false
-	}
-	n, err := strconv.ParseInt(string(s[open+1:]), 10, 64)
-	if err != nil || n < 0 || s[open+1] == '+' {
-		return 0, false, 0, false
-	}
-	return n, plus, len(s), true
+	n, err := strconv.ParseInt(string(digits), 10, 64)
+	return n, plus, len(s), err == nil
 }

@@ -49,7 +49,11 @@ type bench struct {
 
 func newBench(t testing.TB, change func(*Server)) *bench {
 	t.Helper()
-	store := memory.New(&memory.Options{MaxTombs: 20, Quota: mailbox.QuotaLimit{Bytes: 30 << 20}})
+	return newBenchOn(t, memory.New(&memory.Options{MaxTombs: 20, Quota: mailbox.QuotaLimit{Bytes: 30 << 20}}), change)
+}
+
+func newBenchOn(t testing.TB, store mailbox.Store, change func(*Server)) *bench {
+	t.Helper()
 	account, err := store.Account(t.Context(), user)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package imap
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log"
@@ -8,11 +9,14 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapserver"
 	"github.com/emersion/go-imap/v2/imapserver/imapmemserver"
+
+	"github.com/mailspine/mailspine/internal/peertest"
 )
 
 // What go-imap's server lacks, shown on it: why there is more here than an implementation of its Session. When one of
@@ -88,6 +92,26 @@ func TestWhatGoIMAPLacks(t *testing.T) {
 				t.Errorf("there is an option %s", name)
 			}
 		}
-		// A handshake that never begins has no deadline: the greeting waits for it in a write.
+	})
+	t.Run("a handshake may take for ever", func(t *testing.T) {
+		cert := peertest.SelfSigned(t, "localhost")
+		synctest.Test(t, func(t *testing.T) {
+			srv := imapserver.New(&imapserver.Options{
+				NewSession: func(*imapserver.Conn) (imapserver.Session, *imapserver.GreetingData, error) {
+					return mem.NewSession(), nil, nil
+				},
+				Logger: log.New(io.Discard, "", 0),
+			})
+			ours, theirs := net.Pipe()
+			q := &acceptQueue{conns: make(chan net.Conn, 1), done: make(chan struct{})}
+			q.conns <- tls.Server(theirs, cert.Config)
+			go srv.Serve(q)
+			time.Sleep(24 * time.Hour)
+			if _, err := ours.Write([]byte{22}); err != nil { // a ClientHello begins so
+				t.Errorf("it has not waited a day: %v", err)
+			}
+			ours.Close()
+			close(q.done)
+		})
 	})
 }

@@ -3,6 +3,7 @@ package imap
 import (
 	"errors"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -106,6 +107,7 @@ func (x *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 	if ref != "" && !strings.HasSuffix(ref, mailbox.Separator) {
 		ref += mailbox.Separator
 	}
+	levels := isLSub(w) && strings.Contains(patterns[0], "%")
 	for _, m := range infos {
 		if err := x.ctx.Err(); err != nil {
 			return x.fail(err)
@@ -115,6 +117,12 @@ func (x *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 		}
 		subscribedBelow := o.SelectRecursiveMatch && hasSubscribed[m.Name]
 		existsBelow := hasMailbox[m.Name]
+		if levels && !m.Subscribed && hasSubscribed[m.Name] {
+			if err := w.WriteList(&imap.ListData{Mailbox: m.Name, Delim: delim, Attrs: []imap.MailboxAttr{imap.MailboxAttrNoSelect}}); err != nil {
+				return err
+			}
+			continue
+		}
 		switch {
 		case o.SelectSpecialUse && m.SpecialUse == "",
 			o.SelectSubscribed && !m.Subscribed && !subscribedBelow,
@@ -151,6 +159,13 @@ func (x *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 		}
 	}
 	return nil
+}
+
+// isLSub reports whether it is LSUB that lists. With % that has to name what is above a subscribed mailbox, too (RFC 3501 section 6.3.9),
+// but the engine's options are those of LIST (SUBSCRIBED); only its writer knows.
+func isLSub(w *imapserver.ListWriter) bool {
+	f := reflect.ValueOf(w).Elem().FieldByName("lsub")
+	return f.Kind() == reflect.Bool && f.Bool()
 }
 
 // match reports whether a name is what LIST asks for: "*" is any text, "%" any without a separator. It takes steps as

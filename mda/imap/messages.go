@@ -11,9 +11,10 @@ import (
 	"github.com/mailspine/mailspine/mda/mailbox"
 )
 
-// issued is the answer to a command that some messages were not there for.
-func issued(gone int) error {
-	if gone == 0 {
+// issued is the answer to a command that some messages of a set were not there for. A UID that is not there is no mistake (RFC
+// 9051 section 6.4.9).
+func issued(set imap.NumSet, gone int) error {
+	if _, uids := set.(imap.UIDSet); uids || gone == 0 {
 		return nil
 	}
 	return no("EXPUNGEISSUED", "%d messages are not there any more", gone)
@@ -43,7 +44,7 @@ func (x *session) Fetch(w *imapserver.FetchWriter, set imap.NumSet, o *imap.Fetc
 	if err != nil {
 		return err
 	}
-	seen := map[mailbox.UID]bool{} // set by this command
+	seen := map[mailbox.UID]bool{} // set by this command; dirty until the client is told
 	if !v.readOnly && slices.ContainsFunc(o.BodySection, func(s *imap.FetchItemBodySection) bool { return !s.Peek }) {
 		var unseen []mailbox.UID
 		for _, i := range at {
@@ -55,7 +56,7 @@ func (x *session) Fetch(w *imapserver.FetchWriter, set imap.NumSet, o *imap.Fetc
 			res, err := v.box.SetFlags(x.ctx, part, mailbox.FlagChange{Flags: []mailbox.Flag{mailbox.Seen}})
 			for _, m := range res.Changed {
 				v.know(m)
-				seen[m.UID] = true
+				v.dirty[m.UID], seen[m.UID] = true, true
 			}
 			return err
 		})
@@ -76,7 +77,7 @@ func (x *session) Fetch(w *imapserver.FetchWriter, set imap.NumSet, o *imap.Fetc
 			gone++
 		}
 	}
-	return issued(gone)
+	return issued(set, gone)
 }
 
 // fetch writes what is asked of one message; false: it is not there any more.
@@ -141,7 +142,11 @@ func (x *session) fetch(w *imapserver.FetchWriter, v *view, seq uint32, m mailbo
 			return false, err
 		}
 	}
-	return true, r.Close()
+	err := r.Close()
+	if err == nil && (o.Flags || seen) {
+		delete(v.dirty, m.UID)
+	}
+	return true, err
 }
 
 var errReadOnly = no("", "The mailbox is read-only (EXAMINE)")
@@ -174,28 +179,31 @@ func (x *session) Store(w *imapserver.FetchWriter, set imap.NumSet, change *imap
 			guess, gerr := mailbox.ApplyFlags(v.msgs[i].Flags, op, flags)
 			surprise := change.Silent && (v.dirty[m.UID] || gerr != nil || !slices.Equal(guess, m.Flags))
 			v.know(m)
-			if surprise {
-				v.dirty[m.UID] = true
+			if surprise || !change.Silent {
+				v.dirty[m.UID] = true // until it is told, below or after the command
 			}
 		}
 		return err
 	})
 	if err != nil {
+		for _, i := range at { // some may have been changed
+			v.dirty[v.msgs[i].UID] = true
+		}
 		return x.fail(err)
 	}
 	if !change.Silent {
 		for _, i := range at {
 			m := v.msgs[i]
-			delete(v.dirty, m.UID)
 			r := w.CreateMessage(uint32(i + 1))
 			r.WriteUID(imap.UID(m.UID))
 			r.WriteFlags(imapFlags(m.Flags))
 			if err := r.Close(); err != nil {
 				return err
 			}
+			delete(v.dirty, m.UID)
 		}
 	}
-	return issued(gone)
+	return issued(set, gone)
 }
 
 // Expunge removes messages with \Deleted: all, or of those in a set. The poll after the command tells the
@@ -237,8 +245,8 @@ func (x *session) Copy(set imap.NumSet, dest string) (*imap.CopyData, error) {
 	if err != nil {
 		return nil, err
 	}
-	if gone > 0 { // all or nothing (RFC 9051 section 6.4.7)
-		return nil, issued(gone)
+	if err := issued(set, gone); err != nil { // all or nothing (RFC 9051 section 6.4.7)
+		return nil, err
 	}
 	if len(at) == 0 {
 		return nil, nil
@@ -295,5 +303,5 @@ func (x *session) Move(w *imapserver.MoveWriter, set imap.NumSet, dest string) e
 			}
 		}
 	}
-	return issued(gone)
+	return issued(set, gone)
 }

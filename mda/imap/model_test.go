@@ -14,6 +14,8 @@ import (
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/mda/mailbox"
+	"github.com/mailspine/mailspine/mda/mailbox/maildir"
+	"github.com/mailspine/mailspine/mda/mailbox/memory"
 )
 
 // A seen is the mailbox as a client knows it, by untagged replies alone.
@@ -21,6 +23,26 @@ type seen struct {
 	*client
 	uids  []int          // 0: not known
 	flags map[int]string // by UID
+}
+
+// guess does with flags what a STORE without a reply does, as far as a client can tell (RFC 9051 section 6.4.6).
+func (s *seen) guess(uid int, op, flag string) {
+	known, ok := s.flags[uid]
+	if !ok {
+		return
+	}
+	flags := strings.Fields(known)
+	i := slices.Index(flags, flag)
+	switch {
+	case op == "":
+		flags = []string{flag}
+	case op == "+" && i < 0:
+		flags = append(flags, flag)
+		slices.Sort(flags)
+	case op == "-" && i >= 0:
+		flags = slices.Delete(flags, i, i+1)
+	}
+	s.flags[uid] = strings.Join(flags, " ")
 }
 
 // run says a command and takes in what comes with it. Numbers may not move unless they may.
@@ -73,13 +95,31 @@ func (s *seen) run(t *rapid.T, command string) (tagged string) {
 
 // Sessions do what they like; after NOOP, each knows what there is.
 func TestSessionsModel(t *testing.T) {
-	b := newBench(t, nil)
+	// So few tombstones that sessions have to begin anew now and then.
+	t.Run("memory", func(t *testing.T) {
+		sessionsModel(t, newBenchOn(t, memory.New(&memory.Options{MaxTombs: 3}), nil), 10_000)
+	})
+	t.Run("maildir", func(t *testing.T) {
+		store, err := maildir.Open(t.TempDir(), &maildir.Options{MaxTombs: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() }) // after the bench's
+		sessionsModel(t, newBenchOn(t, store, nil), 15)
+	})
+}
+
+func sessionsModel(t *testing.T, b *bench, rounds int) {
 	for _, name := range []string{"A", "B"} {
 		if err := b.account.Create(t.Context(), name, mailbox.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
+		if n++; n > rounds || testing.Short() && n > 20 { // each change of a Maildir is synced
+			return
+		}
 		box := b.box("A")
 		if _, err := box.Expunge(t.Context(), allUIDs(t, box), mailbox.ExpungeOptions{Any: true}); err != nil {
 			rt.Fatal(err)
@@ -89,7 +129,7 @@ func TestSessionsModel(t *testing.T) {
 				rt.Fatal(err)
 			}
 		}
-		for range rapid.IntRange(0, 6).Draw(rt, "messages") {
+		for range rapid.IntRange(0, 4).Draw(rt, "messages") {
 			add()
 		}
 		var all []*seen
@@ -104,7 +144,7 @@ func TestSessionsModel(t *testing.T) {
 				s.nc.Close()
 			}
 		}()
-		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
+		for range rapid.SampledFrom([]int{3, 10, 50}).Draw(rt, "steps") {
 			s := rapid.SampledFrom(all).Draw(rt, "session")
 			uid := "1:*"
 			if n := len(s.uids); n > 0 {
@@ -114,17 +154,24 @@ func TestSessionsModel(t *testing.T) {
 				}
 			}
 			flag := rapid.SampledFrom([]string{`\Seen`, `\Deleted`, `\Flagged`, "work"}).Draw(rt, "flag")
+			store := rapid.SampledFrom([]string{"+", "-", ""}).Draw(rt, "change") + "FLAGS (" + flag + ")"
 			command := rapid.SampledFrom([]string{
-				"NOOP", "EXPUNGE", "UID EXPUNGE " + uid, "UID MOVE " + uid + " B", "UID COPY " + uid + " A", "APPEND A {1+}\r\nx", "FETCH 1:* FLAGS", "UID FETCH 1:* FLAGS", "FETCH 1 BODY[]", "SEARCH ALL",
-				"UID STORE " + uid + " +FLAGS (" + flag + ")", "UID STORE " + uid + " -FLAGS (" + flag + ")", "UID STORE " + uid + " FLAGS (" + flag + ")", "deliver",
+				"UID STORE " + uid + " " + store, "NOOP", "UID STORE " + uid + " " + store, "deliver", "UID STORE " + uid + " " + store, "FETCH 1 BODY[]", "UID STORE " + uid + " " + store, "EXPUNGE",
+				"UID STORE 1:* " + store, "UID FETCH 1:* FLAGS", "UID EXPUNGE " + uid, "UID MOVE " + uid + " B", "UID MOVE " + uid + " A", "MOVE 1 A", "UID COPY " + uid + " A", "APPEND A {1+}\r\nx", "FETCH 1:* FLAGS", "SEARCH ALL",
 			}).Draw(rt, "command")
 			switch {
 			case command == "deliver":
 				add()
-			case strings.HasSuffix(command, "FLAGS ("+flag+")") && rapid.Bool().Draw(rt, "silent"):
-				// The client works out the flags by itself, so this one asks for them.
+			case strings.HasSuffix(command, store) && rapid.Bool().Draw(rt, "silent"):
+				// The client works out the flags by itself, of what it knows.
+				n, err := strconv.Atoi(strings.Fields(command)[2])
+				if err == nil {
+					s.guess(n, strings.TrimSuffix(store, "FLAGS ("+flag+")"), flag)
+				}
 				s.run(rt, strings.Replace(command, "FLAGS (", "FLAGS.SILENT (", 1))
-				s.run(rt, "UID FETCH 1:* FLAGS")
+				if err != nil {
+					s.run(rt, "UID FETCH 1:* FLAGS")
+				}
 			default:
 				s.run(rt, command)
 			}

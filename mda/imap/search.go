@@ -24,26 +24,28 @@ import (
 const (
 	maxTexts = 20 // criteria of one SEARCH that read messages: each reads all of them
 	maxSets  = 100
+	maxKeys  = 500 // all criteria: each message is held against them
 )
 
 // Search finds messages (RFC 9051 section 6.4.4). Text is compared without regard to case, decoded from its transfer
 // encoding and character set; header fields too.
 func (x *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria, o *imap.SearchOptions) (*imap.SearchData, error) {
-	t, sets := count(criteria)
-	if t > maxTexts || sets > maxSets {
-		return nil, no(imap.ResponseCodeLimit, "Too many texts or sets to look for")
-	}
 	v, unlock, err := x.selected()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	q, err := v.query(criteria)
+	var q *query
+	if t, sets, keys := count(criteria); t > maxTexts || sets > maxSets || keys > maxKeys {
+		err = no(imap.ResponseCodeLimit, "Too many criteria to look for")
+	} else if q, err = v.query(criteria); err != nil {
+		return nil, err // BAD
+	}
+	if o.ReturnSave { // a search that is answered NO leaves nothing behind (RFC 5182 section 2.1)
+		v.saved = nil
+	}
 	if err != nil {
 		return nil, err
-	}
-	if o.ReturnSave { // a search that fails leaves nothing behind (RFC 5182 section 2.1)
-		v.saved = nil
 	}
 	var seqs imap.SeqSet
 	var uids imap.UIDSet
@@ -98,12 +100,13 @@ func (x *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria,
 	return data, nil
 }
 
-// count counts the criteria that read messages, and the sets of messages.
-func count(c *imap.SearchCriteria) (texts, sets int) {
+// count counts the criteria that read messages, the sets of messages, and all criteria.
+func count(c *imap.SearchCriteria) (texts, sets, keys int) {
 	texts, sets = len(c.Header)+len(c.Body)+len(c.Text), len(c.SeqNum)+len(c.UID)
+	keys = 1 + texts + sets + len(c.Flag) + len(c.NotFlag)
 	add := func(sub *imap.SearchCriteria) {
-		t, s := count(sub)
-		texts, sets = texts+t, sets+s
+		t, s, k := count(sub)
+		texts, sets, keys = texts+t, sets+s, keys+k
 	}
 	for i := range c.Not {
 		add(&c.Not[i])
@@ -112,7 +115,7 @@ func count(c *imap.SearchCriteria) (texts, sets int) {
 		add(&c.Or[i][0])
 		add(&c.Or[i][1])
 	}
-	return texts, sets
+	return texts, sets, keys
 }
 
 // A query is criteria with the sets of messages resolved.

@@ -322,7 +322,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		for _, c := range s.stop() {
-			c.Close()
+			c.abort()
 		}
 		return ctx.Err()
 	}
@@ -331,7 +331,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Close stops accepting, closes every connection, and waits until what they were doing has ended.
 func (s *Server) Close() error {
 	for _, c := range s.stop() {
-		c.Close()
+		c.abort()
 	}
 	s.wg.Wait()
 	return nil

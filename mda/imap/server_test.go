@@ -306,6 +306,9 @@ func TestMailboxes(t *testing.T) {
 		`LIST (SUBSCRIBED) "" *`:                   "* LIST (\\NonExistent \\Noselect \\Subscribed) \"/\" \"Gone/Away\"\n* LIST (\\Subscribed \\HasNoChildren) \"/\" \"Work/Projects\"",
 		`LIST (SPECIAL-USE) "" *`:                  `* LIST (\HasNoChildren \Sent) "/" "Sent"`,
 		`LIST (SUBSCRIBED RECURSIVEMATCH) "" Work`: `* LIST (\HasChildren) "/" "Work" (CHILDINFO ("SUBSCRIBED"))`,
+		`LSUB "" %`:                                "* LSUB (\\Noselect) \"/\" \"Gone\"\n* LSUB (\\Noselect) \"/\" \"Work\"",
+		`LSUB "" Work/%`:                           `* LSUB (\Subscribed \HasNoChildren) "/" "Work/Projects"`,
+		`LIST (SUBSCRIBED) "" %`:                   "",
 		`LSUB "" "Work/*"`:                         `* LSUB (\Subscribed \HasNoChildren) "/" "Work/Projects"`,
 	} {
 		if got := c.ok(command); got != want {
@@ -597,7 +600,7 @@ func TestRefusedLiterals(t *testing.T) {
 
 func TestAnnouncement(t *testing.T) {
 	for line, want := range map[string]int64{
-		"a {5}\r\n": 5, "a {5+}\r\n": 5, "a ~{12+}\r\n": 12, "{0}\r\n": 0, "a {5}\n": 5, "a {5} \r\n": -1, "a {+}\r\n": -1, "a {}\r\n": -1, "a 5}\r\n": -1,
+		"a {5}\r\n": 5, "a {5+}\r\n": 5, "a ~{12+}\r\n": 12, "{0}\r\n": 0, "a {5}\n": 5, "a {5} \r\n": 5, "a {5+} \n": 5, "a {000000000000000000000000000005+}\r\n": 5, "a {5}  \r\n": -1, "a {+}\r\n": -1, "a {}\r\n": -1, "a 5}\r\n": -1,
 		"a {-5}\r\n": -1, "a {+5}\r\n": -1, "a {99999999999999999999}\r\n": -1, "a \"{5}\"\r\n": -1, "a\r\n": -1, "\r\n": -1, "}\r\n": -1, "+}\r\n": -1,
 	} {
 		n, plus, brace, ok := announcement([]byte(line))

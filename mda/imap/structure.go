@@ -20,6 +20,9 @@ const (
 	maxHeader = 256 << 10 // octets of a header block that are interpreted
 	maxDepth  = 30
 	maxParts  = 1000
+	// Of all headers of a message together: fields cost more memory than octets. What is beyond it has no fields.
+	maxHeaders = 4 << 20
+	maxFields  = 50_000
 )
 
 // A part is a message or a part of one: where it is in the octets of the message.
@@ -38,6 +41,8 @@ type scanner struct {
 	deep  bool // look into multiparts and messages
 	parts int
 	err   error // of the reader
+	// of the headers that were interpreted
+	octets, fields int
 }
 
 // scan reads the structure of a message, or only its header unless it is to be deep. The error is that of the reader: any octets are
@@ -57,7 +62,7 @@ func (s *scanner) header(start, end int64) (*mailspine.Header, int64) {
 	for {
 		line, err := br.ReadSlice('\n')
 		at += int64(len(line))
-		if room := maxHeader - len(block); room > 0 {
+		if room := min(maxHeader, maxHeaders-s.octets) - len(block); room > 0 && s.fields < maxFields {
 			block = append(block, line[:min(len(line), room)]...)
 		}
 		if begin && len(bytes.TrimRight(line, "\r\n")) == 0 && err == nil {
@@ -78,6 +83,8 @@ func (s *scanner) header(start, end int64) (*mailspine.Header, int64) {
 	if err != nil || h == nil {
 		h = &mailspine.Header{}
 	}
+	s.octets += len(block)
+	s.fields += len(h.Fields)
 	return h, at
 }
 
@@ -225,13 +232,13 @@ func (p *part) section(item *imap.FetchItemBodySection) section {
 	if len(item.HeaderFields) == 0 && len(item.HeaderFieldsNot) == 0 {
 		return section{start: m.start, end: m.body}
 	}
+	names := map[string]bool{}
+	for _, name := range slices.Concat(item.HeaderFields, item.HeaderFieldsNot) {
+		names[strings.ToLower(name)] = true
+	}
 	text := []byte{}
 	for _, f := range m.header.Fields {
-		listed := false
-		for _, name := range slices.Concat(item.HeaderFields, item.HeaderFieldsNot) {
-			listed = listed || f.Is(name)
-		}
-		if listed == (len(item.HeaderFields) > 0) {
+		if names[strings.ToLower(f.Name)] == (len(item.HeaderFields) > 0) {
 			text = append(text, f.Raw...)
 		}
 	}
