@@ -5,13 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"iter"
 	"log/slog"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,8 +22,6 @@ const (
 	logMagic   = "MSsuppre"
 	logVersion = 1
 	logPrefix  = "list-"
-	logSuffix  = ".log"
-	lockName   = "lock"
 	minCompact = 1 << 20
 	maxRecord  = 16 << 10 // octets of a record; JSON may need six for one
 )
@@ -47,15 +41,12 @@ type Options struct {
 // A File is a List in a directory. It is made by [Open]. Entries that were added survive a
 // crash and a loss of power. All entries are in memory too.
 type File struct {
-	dir  string
-	opt  Options
-	fsys durable.FS
-	lock io.Closer
-	mem  *Memory
+	dir string
+	opt Options
+	mem *Memory
 
 	mu     sync.Mutex // held while the log and mem change together
-	log    *durable.Log
-	number uint64
+	log    *durable.Journal
 	due    int64 // the size of the log from which compacting it is worth a look
 	closed bool
 }
@@ -81,77 +72,12 @@ func Open(dir string, o *Options) (*File, error) {
 	if f.opt.MaxEntries > 0 {
 		f.mem.max = f.opt.MaxEntries
 	}
-	f.fsys = durable.Or(f.opt.fs)
-	if err := f.open(); err != nil {
-		if f.log != nil {
-			f.log.Close()
-		}
-		if f.lock != nil {
-			f.lock.Close()
-		}
+	var err error
+	f.log, err = durable.OpenJournal(f.opt.fs, dir, logPrefix, durable.LogOptions{Magic: logMagic, Version: logVersion}, f.replay)
+	if err != nil {
 		return nil, fmt.Errorf("suppress: open %s: %w", dir, err)
 	}
 	return f, nil
-}
-
-func (f *File) open() (err error) {
-	if err := durable.MkdirAll(f.fsys, f.dir, 0o700); err != nil {
-		return err
-	}
-	// An earlier process may have been killed between making the directory and the sync of its name.
-	if err := f.fsys.SyncDir(filepath.Dir(f.dir)); err != nil {
-		return err
-	}
-	if f.lock, err = f.fsys.Lock(filepath.Join(f.dir, lockName)); err != nil {
-		return err
-	}
-	list, err := f.fsys.ReadDir(f.dir)
-	if err != nil {
-		return err
-	}
-	var old []string
-	for _, e := range list {
-		name := e.Name()
-		if strings.HasSuffix(name, durable.TempSuffix) {
-			old = append(old, name)
-			continue
-		}
-		digits, ok := strings.CutPrefix(name, logPrefix)
-		digits, ok2 := strings.CutSuffix(digits, logSuffix)
-		n, err := strconv.ParseUint(digits, 10, 64)
-		if !ok || !ok2 || err != nil || n == 0 || name != logName(n) {
-			continue
-		}
-		if f.number > 0 {
-			old = append(old, logName(min(n, f.number)))
-		}
-		f.number = max(n, f.number)
-	}
-	if f.number == 0 {
-		f.number = 1
-		f.log, err = durable.CreateLog(f.fsys, f.path(1), f.logOptions())
-	} else {
-		// A log appears whole, and the names in the directory may be in memory only.
-		if err := f.fsys.SyncDir(f.dir); err != nil {
-			return err
-		}
-		f.log, err = durable.OpenLog(f.fsys, f.path(f.number), f.logOptions(), f.replay)
-	}
-	if err != nil {
-		return err
-	}
-	for _, name := range old {
-		if err := f.fsys.Remove(filepath.Join(f.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func logName(n uint64) string        { return fmt.Sprintf("%s%016d%s", logPrefix, n, logSuffix) }
-func (f *File) path(n uint64) string { return filepath.Join(f.dir, logName(n)) }
-func (f *File) logOptions() durable.LogOptions {
-	return durable.LogOptions{Magic: logMagic, Version: logVersion}
 }
 
 // A row is an entry as it is in the log; without a reason it is a removal.
@@ -206,10 +132,10 @@ func decode(b []byte) (*Entry, error) {
 	return e, err
 }
 
-func (f *File) replay(loc durable.Location, meta []byte) error {
+func (f *File) replay(_ durable.Location, meta []byte) error {
 	e, err := decode(meta)
 	if err != nil {
-		return fmt.Errorf("%s, octet %d: %w", logName(f.number), loc.Offset, err)
+		return err
 	}
 	if e.Reason == "" {
 		delete(f.mem.recs, e.Key)
@@ -318,18 +244,11 @@ func (f *File) compact() error {
 	if f.log.Size() < f.due {
 		return nil
 	}
-	next, err := durable.CreateLog(f.fsys, f.path(f.number+1), f.logOptions(), rows...)
-	if err != nil {
-		if errors.Is(err, durable.ErrFailed) {
-			// The new log may be there after a crash, and would be taken for the newer one.
-			f.closed = true
-			f.opt.Logger.Error("suppress: the list has failed, and must be opened again", "dir", f.dir, "err", err)
-		}
-		return err
+	err := f.log.Replace(rows)
+	if errors.Is(err, durable.ErrFailed) {
+		f.opt.Logger.Error("suppress: the list has failed, and must be opened again", "dir", f.dir, "err", err)
 	}
-	old := f.log
-	f.log, f.number = next, f.number+1
-	return errors.Join(old.Close(), f.fsys.Remove(f.path(f.number-1)))
+	return err
 }
 
 // Close closes the files. Changes fail from here on, Check goes on. A second Close
@@ -337,11 +256,6 @@ func (f *File) compact() error {
 func (f *File) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.lock == nil {
-		return nil
-	}
 	f.closed = true
-	err := errors.Join(f.log.Close(), f.lock.Close())
-	f.lock = nil
-	return err
+	return f.log.Close()
 }

@@ -402,7 +402,7 @@ func TestFileRefuses(t *testing.T) {
 		"too long":       `{"local":"a","domain":"example.org","reason":"manual","evidence":"` + strings.Repeat("x", maxRecord) + `"}`,
 	} {
 		disk := &durabletest.Disk{}
-		log, err := durable.CreateLog(disk, logName(1), durable.LogOptions{Magic: logMagic, Version: logVersion}, durable.Record{Meta: []byte(meta)})
+		log, err := durable.CreateLog(disk, durable.JournalName(logPrefix, 1), durable.LogOptions{Magic: logMagic, Version: logVersion}, durable.Record{Meta: []byte(meta)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -412,7 +412,7 @@ func TestFileRefuses(t *testing.T) {
 		}
 	}
 	disk := &durabletest.Disk{}
-	log, err := durable.CreateLog(disk, logName(1), durable.LogOptions{Magic: logMagic, Version: logVersion + 1})
+	log, err := durable.CreateLog(disk, durable.JournalName(logPrefix, 1), durable.LogOptions{Magic: logMagic, Version: logVersion + 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,14 +3,15 @@
 // can be made to fail, and the power to be cut at every call, in one place (see
 // package durabletest).
 //
-// It has three layers:
+// It has four layers:
 //
 //   - [FS] and [File], the few operations on files whose order decides what
 //     survives, and [OS], which is the operating system's;
 //   - [WriteFile] and [Create], for whole files: written under a temporary
 //     name, synced, renamed, and the directory synced;
 //   - [Log], an append-only file of checksummed records with group commit: all
-//     who wait share one fdatasync, and a lone writer waits for nobody.
+//     who wait share one fdatasync, and a lone writer waits for nobody;
+//   - [Journal], a locked directory with one Log that its owner replaces by a shorter one.
 //
 // # What is promised
 //

@@ -5,12 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/mailspine/mailspine/internal/durable"
@@ -23,8 +19,6 @@ const (
 	logMagic   = "MSegress"
 	logVersion = 1
 	logPrefix  = "state-"
-	logSuffix  = ".log"
-	lockName   = "lock"
 
 	// minCompact is the size under which a log is not compacted.
 	minCompact = 1 << 20
@@ -45,14 +39,11 @@ type Options struct {
 // A File is a State in a directory. It is made by [Open]. Records that were saved survive a crash and a
 // loss of power. All records are in memory, about 200 octets for each key.
 type File struct {
-	dir  string
-	opt  Options
-	fsys durable.FS
-	lock io.Closer
+	dir string
+	opt Options
 
 	mu      sync.Mutex
-	log     *durable.Log
-	number  uint64
+	log     *durable.Journal
 	recs    map[Key]Record
 	live    int64 // octets that the records would take in a new log
 	claimed bool
@@ -75,83 +66,18 @@ func Open(dir string, o *Options) (*File, error) {
 	if f.opt.compact == 0 {
 		f.opt.compact = minCompact
 	}
-	f.fsys = durable.Or(f.opt.fs)
-	if err := f.open(); err != nil {
-		if f.log != nil {
-			f.log.Close()
-		}
-		if f.lock != nil {
-			f.lock.Close()
-		}
+	var err error
+	f.log, err = durable.OpenJournal(f.opt.fs, dir, logPrefix, durable.LogOptions{Magic: logMagic, Version: logVersion}, f.replay)
+	if err != nil {
 		return nil, fmt.Errorf("egress: open %s: %w", dir, err)
 	}
 	return f, nil
 }
 
-func (f *File) open() (err error) {
-	if err := durable.MkdirAll(f.fsys, f.dir, 0o700); err != nil {
-		return err
-	}
-	// An earlier process may have been killed between making the directory and the sync of its name.
-	if err := f.fsys.SyncDir(filepath.Dir(f.dir)); err != nil {
-		return err
-	}
-	if f.lock, err = f.fsys.Lock(filepath.Join(f.dir, lockName)); err != nil {
-		return err
-	}
-	list, err := f.fsys.ReadDir(f.dir)
-	if err != nil {
-		return err
-	}
-	var old []string
-	for _, e := range list {
-		name := e.Name()
-		if strings.HasSuffix(name, durable.TempSuffix) {
-			old = append(old, name)
-			continue
-		}
-		digits, ok := strings.CutPrefix(name, logPrefix)
-		digits, ok2 := strings.CutSuffix(digits, logSuffix)
-		n, err := strconv.ParseUint(digits, 10, 64)
-		if !ok || !ok2 || err != nil || n == 0 || name != logName(n) {
-			continue
-		}
-		if f.number > 0 {
-			old = append(old, logName(f.number)) // the list is sorted
-		}
-		f.number = n
-	}
-	if f.number == 0 {
-		f.number = 1
-		f.log, err = durable.CreateLog(f.fsys, f.path(1), f.logOptions())
-	} else {
-		// A log appears whole, and the names in the directory may be in memory only.
-		if err := f.fsys.SyncDir(f.dir); err != nil {
-			return err
-		}
-		f.log, err = durable.OpenLog(f.fsys, f.path(f.number), f.logOptions(), f.replay)
-	}
-	if err != nil {
-		return err
-	}
-	for _, name := range old {
-		if err := f.fsys.Remove(filepath.Join(f.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func logName(n uint64) string        { return fmt.Sprintf("%s%016d%s", logPrefix, n, logSuffix) }
-func (f *File) path(n uint64) string { return filepath.Join(f.dir, logName(n)) }
-func (f *File) logOptions() durable.LogOptions {
-	return durable.LogOptions{Magic: logMagic, Version: logVersion}
-}
-
 func (f *File) replay(loc durable.Location, meta []byte) error {
 	r, err := decode(meta)
 	if err != nil {
-		return fmt.Errorf("%s, octet %d: %w", logName(f.number), loc.Offset, err)
+		return err
 	}
 	return f.set(r, loc.Size())
 }
@@ -262,18 +188,11 @@ func (f *File) compact() error {
 		}
 		rows = append(rows, durable.Record{Meta: b})
 	}
-	next, err := durable.CreateLog(f.fsys, f.path(f.number+1), f.logOptions(), rows...)
-	if err != nil {
-		if errors.Is(err, durable.ErrFailed) {
-			// The new log may be there after a crash, and would be taken for the newer one.
-			f.closed = true
-			f.opt.Logger.Error("egress: the state has failed, and must be opened again", "dir", f.dir, "err", err)
-		}
-		return err
+	err := f.log.Replace(rows)
+	if errors.Is(err, durable.ErrFailed) {
+		f.opt.Logger.Error("egress: the state has failed, and must be opened again", "dir", f.dir, "err", err)
 	}
-	old := f.log
-	f.log, f.number = next, f.number+1
-	return errors.Join(old.Close(), f.fsys.Remove(f.path(f.number-1)))
+	return err
 }
 
 // Release ends a claim.
@@ -292,11 +211,6 @@ func (f *File) Release() error {
 func (f *File) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.lock == nil {
-		return nil
-	}
 	f.closed = true
-	err := errors.Join(f.log.Close(), f.lock.Close())
-	f.lock = nil
-	return err
+	return f.log.Close()
 }

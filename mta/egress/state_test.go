@@ -114,7 +114,7 @@ func TestFileOpen(t *testing.T) {
 	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("the directory has mode %v, %v", fi.Mode(), err)
 	}
-	name := filepath.Join(dir, logName(1))
+	name := filepath.Join(dir, durable.JournalName(logPrefix, 1))
 	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("the log has mode %v, %v", fi, err)
 	}
@@ -204,12 +204,12 @@ func TestFileRefuses(t *testing.T) {
 	for _, meta := range []string{"", "x", "[]", `{"kind":"source","name":"a","day":"2026-02-30","number":1}`, `{"kind":"source","name":"a","day":"2026-02-03","number":0}`, `{"pad":"` + strings.Repeat("x", maxRecord) + `"}`} {
 		d := new(durabletest.Disk)
 		durable.MkdirAll(d, "state", 0o700)
-		l, err := durable.CreateLog(d, filepath.Join("state", logName(1)), durable.LogOptions{Magic: logMagic, Version: logVersion}, durable.Record{Meta: []byte(meta)})
+		l, err := durable.CreateLog(d, filepath.Join("state", durable.JournalName(logPrefix, 1)), durable.LogOptions{Magic: logMagic, Version: logVersion}, durable.Record{Meta: []byte(meta)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.Close()
-		if _, err := Open("state", &Options{fs: d}); err == nil || !strings.Contains(err.Error(), logName(1)) {
+		if _, err := Open("state", &Options{fs: d}); err == nil || !strings.Contains(err.Error(), durable.JournalName(logPrefix, 1)) {
 			t.Errorf("a log with the record %.30q: %v", meta, err)
 		}
 	}
@@ -231,8 +231,8 @@ func TestFileCompacts(t *testing.T) {
 			t.Fatalf("the log has %d octets for ten records", f.log.Size())
 		}
 	}
-	if f.number < 10 {
-		t.Errorf("compacted %d times", f.number-1)
+	if f.log.Number() < 10 {
+		t.Errorf("compacted %d times", f.log.Number()-1)
 	}
 	f.Close()
 	names, _ := d.ReadDir("state")
@@ -268,8 +268,8 @@ func TestFileCompactsSeldom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if f.number < 10 || f.number > 35 {
-		t.Errorf("compacted %d times for 3,000 records of 100 keys", f.number-1)
+	if f.log.Number() < 10 || f.log.Number() > 35 {
+		t.Errorf("compacted %d times for 3,000 records of 100 keys", f.log.Number()-1)
 	}
 }
 
