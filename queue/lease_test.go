@@ -292,7 +292,7 @@ func TestShutdownInterrupts(t *testing.T) {
 					t.Errorf("Run ended after %v, want %v", d, grace)
 				}
 				it, ok := items(t, b.store)["example.net: bob"]
-				if !ok || it.Leased || it.Due > 0 {
+				if !ok || it.State == queue.ItemLeased || it.Due > 0 {
 					t.Errorf("in the store: %+v, want bob, due at once", items(t, b.store))
 				}
 			})
@@ -305,7 +305,7 @@ func TestShutdownInterrupts(t *testing.T) {
 		if err := b.stop(); err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		if it := items(t, b.store)["example.net: ann"]; it.Attempts != 0 || it.Leased || it.Due > 0 {
+		if it := items(t, b.store)["example.net: ann"]; it.Attempts != 0 || it.State == queue.ItemLeased || it.Due > 0 {
 			t.Errorf("in the store: %+v, want no attempt counted", it)
 		}
 	})
@@ -320,7 +320,7 @@ func TestShutdownUnsettled(t *testing.T) {
 		if err := b.stop(); err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		if it := items(t, b.store)["example.net: ann"]; !it.Leased || it.Due <= 0 {
+		if it := items(t, b.store)["example.net: ann"]; it.State != queue.ItemLeased || it.Due <= 0 {
 			t.Errorf("in the store: %+v, want it leased", it)
 		}
 		if c := b.q.Stats(); c.Lost != 1 || c.Delivered != 0 {

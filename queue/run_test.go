@@ -507,7 +507,7 @@ func TestGateShutdown(t *testing.T) {
 		if err := b.stop(); err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		if it := items(t, b.store)["example.net: ann"]; it.Leased || it.Due > 0 || it.Attempts != 0 {
+		if it := items(t, b.store)["example.net: ann"]; it.State == queue.ItemLeased || it.Due > 0 || it.Attempts != 0 {
 			t.Errorf("in the store: %+v, want it due at once", it)
 		}
 	})

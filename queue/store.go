@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"iter"
 	"time"
 
 	"github.com/mailspine/mailspine"
@@ -30,8 +29,8 @@ import (
 //
 // There are seven methods because a lease, its renewal, its two ends and the
 // content it refers to are one protocol; none can be left to an optional
-// interface. What a driver may add: [Inspector], [Waiter], [HealthChecker] and
-// mailspine.Stager.
+// interface. What a driver may add: [Inspector], [Controller], [Waiter],
+// [HealthChecker] and mailspine.Stager.
 type Store interface {
 	// Put stores a message and its items. When it returns nil, they survive a
 	// crash of the process and of the machine (a driver that does not promise
@@ -44,11 +43,15 @@ type Store interface {
 	Put(ctx context.Context, m Message, msg mailspine.Content) error
 
 	// Lease returns up to req.Max items that are due, and makes each the
-	// caller's for req.TTL. It returns at once, with none if none is due. It is
-	// fair: it goes round the routes that have items due, and inside a route
-	// round the tenants, and takes the items of a tenant of a route in the order in which they
-	// became due. Two callers never hold the same lease: each lease of an item has a
-	// higher Epoch than the one before.
+	// caller's for req.TTL. It returns at once, with none if none is due. Two callers
+	// never hold the same lease: each lease of an item has a higher Epoch than the
+	// one before.
+	//
+	// It is fair: it goes round the routes that have items due, one item of each, and inside a route
+	// round the tenants, in proportion to their weights (Message.Weight): a weighted deficit
+	// round robin in which an item costs 1 for each begun 64 KiB of its content. Of a tenant
+	// of a route it takes the items with the highest Envelope.Priority first (RFC 6710), those of one priority in the
+	// order in which they became due.
 	Lease(ctx context.Context, req LeaseRequest) ([]Lease, error)
 
 	// Extend makes leases last for ttl from now. Those that had been lost
@@ -111,7 +114,14 @@ type Message struct {
 	Items    []NewItem           // at least one
 	Delay    time.Duration       // the items are first due after it; 0: now
 	Hold     string              // not empty: the items are held, for this reason
+	// Weight is the share of its routes that the message's tenant gets from now on, beside other
+	// tenants: twice the weight, twice the turns. 1 to MaxWeight; 0: 1. The latest message
+	// of a tenant counts.
+	Weight int
 }
+
+// MaxWeight is the largest Message.Weight.
+const MaxWeight = 1000
 
 // A NewItem is the part of a message that goes one route. Several items of a
 // message may have the same route.
@@ -198,50 +208,6 @@ type Settlement struct {
 type Emission struct {
 	Message Message
 	Content mailspine.Content
-}
-
-// An Inspector is a Store that can be looked into.
-type Inspector interface {
-	// List yields the items that match, in no particular order, as of some
-	// moment during the iteration. Items that come or go meanwhile may be
-	// missed. It holds no lock while it yields.
-	List(ctx context.Context, f Filter) iter.Seq2[Item, error]
-	// Stats counts. It does not look at each item.
-	Stats(ctx context.Context) (Stats, error)
-}
-
-// A Filter selects items. An empty field selects all.
-type Filter struct {
-	ID     mailspine.MsgID
-	Route  Route
-	Tenant string
-}
-
-// An Item is what an [Inspector] shows.
-type Item struct {
-	ID       ItemID
-	Message  mailspine.MsgID
-	Route    Route
-	Envelope *mailspine.Envelope // with the recipients that are not done
-	States   []RecipientState
-	Attempts int
-	Age      time.Duration
-	Due      time.Duration // until it is due, or until its lease ends; not positive: due now
-	Leased   bool
-	Held     bool
-	Reason   string // of the last Abandon or the hold
-	Size     int64
-}
-
-// Stats counts what is in a Store.
-type Stats struct {
-	Messages int64
-	Items    int64 // all of them
-	Due      int64
-	Waiting  int64 // not due yet
-	Leased   int64
-	Held     int64
-	Bytes    int64 // of content, each message counted once
 }
 
 // A Waiter is a Store that can tell when there is work, so that the queue need

@@ -12,6 +12,10 @@ import (
 // stored while it runs.
 func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, error] {
 	return func(yield func(queue.Item, error) bool) {
+		if err := f.Validate(); err != nil {
+			yield(queue.Item{}, err)
+			return
+		}
 		ids, err := s.match(ctx, f)
 		if err != nil {
 			yield(queue.Item{}, err)
@@ -19,7 +23,7 @@ func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, 
 		}
 		for _, id := range ids {
 			it, ok, err := s.show(ctx, id)
-			if !ok && err == nil {
+			if err == nil && (!ok || !f.Match(it)) {
 				continue // it went meanwhile
 			}
 			if !yield(it, err) || err != nil {
@@ -78,12 +82,54 @@ func (s *Store) show(ctx context.Context, id queue.ItemID) (queue.Item, bool, er
 	}
 	show := queue.Item{
 		ID: id, Message: v.msg, Route: v.route, Envelope: env, States: states, Attempts: int(v.attempts), Age: v.age, Due: v.due,
-		Leased: v.status == leased || v.status == busy, Held: v.status == held, Reason: v.reason, Size: v.size,
+		State: itemStates[v.status], Reason: v.reason, Size: v.size,
 	}
-	if show.Held {
+	if v.status == held {
 		show.Due = 0
 	}
 	return show, true, nil
+}
+
+var itemStates = [statuses]queue.ItemState{
+	waiting: queue.ItemWaiting, leased: queue.ItemLeased, busy: queue.ItemLeased, ready: queue.ItemDue, held: queue.ItemHeld,
+} // never written
+
+// Breakdown implements queue.Inspector.
+func (s *Store) Breakdown(ctx context.Context) iter.Seq2[queue.Group, error] {
+	return func(yield func(queue.Group, error) bool) {
+		if err := s.begin(ctx); err != nil {
+			yield(queue.Group{}, err)
+			return
+		}
+		s.mu.Lock()
+		s.sched.advance(s.now())
+		groups := map[*line]*queue.Group{}
+		for _, it := range s.items {
+			g := groups[it.line]
+			if g == nil {
+				g = &queue.Group{Route: it.line.lane.route, Tenant: it.line.tenant}
+				groups[it.line] = g
+			}
+			g.Items++
+			switch itemStates[it.status] {
+			case queue.ItemWaiting:
+				g.Waiting++
+			case queue.ItemLeased:
+				g.Leased++
+			case queue.ItemDue:
+				g.Due++
+			case queue.ItemHeld:
+				g.Held++
+			}
+		}
+		s.mu.Unlock()
+		s.end()
+		for _, g := range groups {
+			if !yield(*g, nil) {
+				return
+			}
+		}
+	}
 }
 
 // Stats implements queue.Inspector.

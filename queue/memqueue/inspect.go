@@ -11,6 +11,10 @@ import (
 // List implements queue.Inspector.
 func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, error] {
 	return func(yield func(queue.Item, error) bool) {
+		if err := f.Validate(); err != nil {
+			yield(queue.Item{}, err)
+			return
+		}
 		if err := s.begin(ctx); err != nil {
 			yield(queue.Item{}, err)
 			return
@@ -18,7 +22,7 @@ func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, 
 		s.sched.promote(time.Now())
 		ids := make([]queue.ItemID, 0, len(s.items))
 		for id, it := range s.items {
-			if matches(it, f) {
+			if f.ID == "" || f.ID == it.msg.env.ID {
 				ids = append(ids, id)
 			}
 		}
@@ -38,8 +42,7 @@ func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, 
 				show = queue.Item{
 					ID: id, Message: env.ID, Route: it.route, Envelope: env, States: states,
 					Attempts: it.attempts, Age: now.Sub(it.msg.put), Due: it.due.Sub(now),
-					Leased: it.state == leased, Held: it.state == held,
-					Reason: it.reason, Size: int64(len(it.msg.body)),
+					State: itemStates[it.state], Reason: it.reason, Size: int64(len(it.msg.body)),
 				}
 				if it.state == held {
 					show.Due = 0
@@ -47,18 +50,16 @@ func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, 
 			}
 			s.mu.Unlock()
 			s.ops.Done()
-			if it != nil && !yield(show, nil) {
+			if it != nil && f.Match(show) && !yield(show, nil) {
 				return
 			}
 		}
 	}
 }
 
-func matches(it *item, f queue.Filter) bool {
-	return (f.ID == "" || f.ID == it.msg.env.ID) &&
-		(f.Route == "" || f.Route == it.route) &&
-		(f.Tenant == "" || f.Tenant == it.msg.env.Tenant)
-}
+var itemStates = [states]queue.ItemState{
+	waiting: queue.ItemWaiting, leased: queue.ItemLeased, ready: queue.ItemDue, held: queue.ItemHeld,
+} // never written
 
 // Stats implements queue.Inspector.
 func (s *Store) Stats(ctx context.Context) (queue.Stats, error) {
@@ -74,6 +75,39 @@ func (s *Store) Stats(ctx context.Context) (queue.Stats, error) {
 		Due: int64(n[ready]), Waiting: int64(n[waiting]), Leased: int64(n[leased]), Held: int64(n[held]),
 		Bytes: s.bytes,
 	}, nil
+}
+
+// Breakdown implements queue.Inspector.
+func (s *Store) Breakdown(ctx context.Context) iter.Seq2[queue.Group, error] {
+	return func(yield func(queue.Group, error) bool) {
+		if err := s.begin(ctx); err != nil {
+			yield(queue.Group{}, err)
+			return
+		}
+		s.sched.promote(time.Now())
+		type key struct {
+			route  queue.Route
+			tenant string
+		}
+		groups := map[key]*queue.Group{}
+		for _, it := range s.items {
+			k := key{it.route, it.msg.env.Tenant}
+			g := groups[k]
+			if g == nil {
+				g = &queue.Group{Route: k.route, Tenant: k.tenant}
+				groups[k] = g
+			}
+			g.Items++
+			*map[state]*int64{waiting: &g.Waiting, leased: &g.Leased, ready: &g.Due, held: &g.Held}[it.state]++
+		}
+		s.mu.Unlock()
+		s.ops.Done()
+		for _, g := range groups {
+			if !yield(*g, nil) {
+				return
+			}
+		}
+	}
 }
 
 // Health implements queue.HealthChecker: it tells when the store is full.

@@ -68,17 +68,17 @@ var viewCases = []testCase{
 			k.Fatalf("%d items, want 4: %v", len(all), all)
 		}
 		a, b, c, d := all["m1/example.net"], all["m1/example.com"], all["m2/example.net"], all["m3/example.net"]
-		if a.Leased || a.Held || a.Attempts != 1 || len(a.Envelope.Recipients) != 1 || a.Envelope.Recipients[0].Address.Local != "bob" ||
+		if a.State != queue.ItemWaiting || a.Attempts != 1 || len(a.Envelope.Recipients) != 1 || a.Envelope.Recipients[0].Address.Local != "bob" ||
 			len(a.States) != 1 || a.States[0].Index != 1 || a.States[0].Last.Status == nil || a.Due <= 40*long || a.Due > 50*long || a.Size == 0 {
 			k.Errorf("the item that waits: %+v of %+v", a, a.Envelope)
 		}
-		if !b.Leased || b.Held || b.Due <= 0 || b.Due > long || b.Attempts != 0 {
+		if b.State != queue.ItemLeased || b.Due <= 0 || b.Due > long || b.Attempts != 0 {
 			k.Errorf("the item that is leased: %+v", b)
 		}
-		if !c.Held || c.Leased || c.Reason != "content filter" {
+		if c.State != queue.ItemHeld || c.Reason != "content filter" {
 			k.Errorf("the item that is held: %+v", c)
 		}
-		if d.Held || d.Leased || d.Due <= 90*long || d.ID == a.ID {
+		if d.State != queue.ItemWaiting || d.Due <= 90*long || d.ID == a.ID {
 			k.Errorf("the item that is not due yet: %+v", d)
 		}
 		for name, c := range map[string]struct {
@@ -103,7 +103,7 @@ var viewCases = []testCase{
 		if err := k.s.Abandon(k.ctx, long, "daily cap of 203.0.113.7 reached", k.one(long).Token); err != nil {
 			k.Fatal(err)
 		}
-		if it := k.list(queue.Filter{})["m1/example.net"]; it.Reason != "daily cap of 203.0.113.7 reached" || it.Leased || it.Attempts != 0 {
+		if it := k.list(queue.Filter{})["m1/example.net"]; it.Reason != "daily cap of 203.0.113.7 reached" || it.State == queue.ItemLeased || it.Attempts != 0 {
 			k.Errorf("after Abandon: %+v", it)
 		}
 	}, inspecting},
