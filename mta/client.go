@@ -15,27 +15,33 @@ import (
 	"github.com/mailspine/mailspine"
 )
 
-// A client speaks the client's side of SMTP on one connection, one command at a time.
-// Nothing of it is exported, so that a pipelined client can take its place.
+// A client speaks the client's side of SMTP on one connection: one command at a time with cmd, or several in
+// one flight with queue, flush and next (RFC 2920). It knows nothing of envelopes, policies and queues.
 //
 // It is used by one goroutine. Every method is bounded by a time-out and by the
 // end of the connection's total time. A method that returns an error leaves the
 // connection useless: what a late reply would belong to cannot be told. A reply that
 // refuses is not an error.
 type client struct {
-	conn net.Conn
+	raw  net.Conn // as it was dialed; closing it ends whatever waits for it
+	conn net.Conn // raw, or TLS over it
 	br   *bufio.Reader
-	bw   *bufio.Writer
+	out  []byte // commands that are queued; at most maxFlight, or one command
 	end  time.Time
 	wire func(sent bool, line string) // nil: nobody looks
 	ext  map[string]string            // keywords in upper case; nil: HELO
 }
 
+// maxFlight bounds the octets of commands that are sent before a reply is read. No socket has a smaller buffer, and
+// when a flight begins all that went before it was answered: so it is written without waiting for the
+// server to read, and a server that waits for us to read its replies stops nobody (RFC 2920 section 3.1).
+const maxFlight = 4096
+
 // clientBuffer is the size of the read buffer, and so the limit on a reply line.
 const clientBuffer = maxReplyLine
 
 func newClient(conn net.Conn, total time.Duration) *client {
-	c := &client{end: time.Now().Add(total)}
+	c := &client{raw: conn, end: time.Now().Add(total)}
 	c.setConn(conn)
 	return c
 }
@@ -43,10 +49,12 @@ func newClient(conn net.Conn, total time.Duration) *client {
 func (c *client) setConn(conn net.Conn) {
 	c.conn = conn
 	c.br = bufio.NewReaderSize(conn, clientBuffer)
-	c.bw = bufio.NewWriterSize(conn, 32<<10)
 }
 
 func (c *client) close() { c.conn.Close() }
+
+// abort closes the connection from another goroutine, without the good manners of TLS.
+func (c *client) abort() { c.raw.Close() }
 
 // limit returns when an operation that may last d must end.
 func (c *client) limit(d time.Duration) time.Time {
@@ -75,9 +83,30 @@ func (c *client) greeting(d time.Duration) (reply, error) {
 
 // cmd sends a command and reads the reply to it.
 func (c *client) cmd(d time.Duration, line string) (reply, error) {
-	if strings.ContainsAny(line, "\r\n\x00") {
-		return reply{}, errors.New("mta: a command with a line end in it") // addresses are validated; this is the last line of defence
+	if err := c.queue(line); err != nil {
+		return reply{}, err
 	}
+	if r, err := c.flush(d); err != nil || r.code != 0 {
+		return r, err
+	}
+	return c.read()
+}
+
+// queue adds a command to those that the next flush sends.
+func (c *client) queue(line string) error {
+	if strings.ContainsAny(line, "\r\n\x00") {
+		return errors.New("mta: a command with a line end in it") // addresses are validated; this is the last line of defence
+	}
+	c.out = append(append(c.out, line...), "\r\n"...)
+	return nil
+}
+
+// flush sends what is queued, in one piece. Then there is a reply to read for each command, with next. A
+// reply that is returned here stands for the one to the first command, and there are no others: the server said it
+// before it heard us, or hung up after it.
+func (c *client) flush(d time.Duration) (reply, error) {
+	out := c.out
+	c.out = c.out[:0]
 	derr := c.conn.SetDeadline(c.limit(d)) // fails when the connection is closed already
 	// A reply that is here before its command was sent is not a reply to it,
 	// unless the server is saying good-bye.
@@ -92,12 +121,20 @@ func (c *client) cmd(d time.Duration, line string) (reply, error) {
 		return reply{}, derr
 	}
 	if c.wire != nil {
-		c.wire(true, clean(line))
+		for line := range strings.SplitSeq(strings.TrimSuffix(string(out), "\r\n"), "\r\n") {
+			c.wire(true, clean(line))
+		}
 	}
-	c.bw.WriteString(line)
-	c.bw.WriteString("\r\n")
-	if err := c.bw.Flush(); err != nil {
+	if _, err := c.conn.Write(out); err != nil {
 		return c.lastWords(err)
+	}
+	return reply{}, nil
+}
+
+// next reads the reply to the next command of a flight.
+func (c *client) next(d time.Duration) (reply, error) {
+	if err := c.conn.SetReadDeadline(c.limit(d)); err != nil {
+		return reply{}, err
 	}
 	return c.read()
 }
@@ -200,13 +237,14 @@ var errStopped = errors.New("mta: the server spoke before the end of the message
 // commitGrace is for how much longer the reply to the final dot is waited for when ctx is done.
 const commitGrace = 10 * time.Second
 
-// data sends the message and the final dot, after a 354. commit is called when all but
-// the dot has been sent; its error, as any before the dot, means that the server has
+// data sends the message and the final dot, after a 354. commit is called just before the dot; its error,
+// as any before the dot, means that the server has
 // no message. An *inDoubtError means that it may have it. With errEarly the
 // reply is valid. ctx is for the time after the dot only: see commitGrace.
 func (c *client) data(ctx context.Context, r io.Reader, size int64, t dataTimes, commit func() error) (reply, error) {
 	early := c.watch()
-	err := c.body(r, size, t, early.done)
+	bw := bufio.NewWriterSize(c.conn, 32<<10)
+	err := c.body(bw, r, size, t, early.done)
 	var cerr error
 	if err == nil {
 		cerr = commit()
@@ -222,25 +260,67 @@ func (c *client) data(ctx context.Context, r io.Reader, size int64, t dataTimes,
 		return reply{}, err
 	}
 	if spoke || err != nil {
-		c.conn.SetReadDeadline(c.limit(lastWordsTime))
-		rep, rerr := c.read()
-		switch {
-		case rerr == nil && rep.refusal():
-			return rep, errEarly
-		case rerr == nil:
-			err = protocolErrorf("a reply before the end of the message")
-		case err == nil || err == errStopped:
-			err = rerr
-		}
-		return reply{}, err
+		return c.early(err)
 	}
 	if err := c.conn.SetDeadline(c.limit(t.block)); err != nil {
 		return reply{}, err
 	}
-	c.bw.WriteString(".\r\n")
-	if err := c.bw.Flush(); err != nil {
+	bw.WriteString(dotLine)
+	if err := bw.Flush(); err != nil {
 		return reply{}, &inDoubtError{err} // part of it may have gone out
 	}
+	return c.verdict(ctx, t)
+}
+
+// dotLine ends a message.
+const dotLine = ".\r\n"
+
+// dataAtOnce is data for a message in memory, in the form that it has on the wire, with the final dot. It
+// is sent in one piece, so commit is called before it, and nobody watches for a server that refuses in the middle:
+// what it says then is read as its answer.
+func (c *client) dataAtOnce(ctx context.Context, wire []byte, size int64, t dataTimes, commit func() error) (reply, error) {
+	if c.br.Buffered() > 0 {
+		return c.early(nil)
+	}
+	if err := commit(); err != nil {
+		return reply{}, &localError{err}
+	}
+	if c.conn == c.raw && !quiet(c.raw) {
+		return c.early(nil)
+	}
+	if err := c.conn.SetDeadline(c.limit(t.block)); err != nil {
+		return reply{}, err
+	}
+	if c.wire != nil {
+		c.wire(true, fmt.Sprintf("(%d octets of message)", size))
+	}
+	if n, err := c.conn.Write(wire); err != nil {
+		if n <= len(wire)-len(dotLine) {
+			return c.early(err) // nothing of the dot has gone out
+		}
+		return reply{}, &inDoubtError{err}
+	}
+	return c.verdict(ctx, t)
+}
+
+// early reads what the server said before the final dot. err is why the sending ended; nil or
+// errStopped: because the server spoke.
+func (c *client) early(err error) (reply, error) {
+	c.conn.SetReadDeadline(c.limit(lastWordsTime))
+	rep, rerr := c.read()
+	switch {
+	case rerr == nil && rep.refusal():
+		return rep, errEarly
+	case rerr == nil:
+		err = protocolErrorf("a reply before the end of the message")
+	case err == nil || err == errStopped:
+		err = rerr
+	}
+	return reply{}, err
+}
+
+// verdict reads the reply to the final dot.
+func (c *client) verdict(ctx context.Context, t dataTimes) (reply, error) {
 	if c.wire != nil {
 		c.wire(true, ".")
 	}
@@ -265,8 +345,8 @@ func (c *client) data(ctx context.Context, r io.Reader, size int64, t dataTimes,
 }
 
 // body sends everything but the final dot. It ends when stop is closed.
-func (c *client) body(r io.Reader, size int64, t dataTimes, stop <-chan struct{}) error {
-	w := &dotWriter{w: c.bw}
+func (c *client) body(bw *bufio.Writer, r io.Reader, size int64, t dataTimes, stop <-chan struct{}) error {
+	w := &dotWriter{w: bw}
 	buf := make([]byte, 32<<10)
 	var sent int64
 	for {
@@ -296,7 +376,7 @@ func (c *client) body(r io.Reader, size int64, t dataTimes, stop <-chan struct{}
 	if err := w.finish(); err != nil {
 		return err
 	}
-	if err := c.bw.Flush(); err != nil {
+	if err := bw.Flush(); err != nil {
 		return err
 	}
 	if c.wire != nil {
@@ -336,6 +416,27 @@ func (w *watcher) stop() bool {
 // 4.1.1.10: the client should), then closes the connection.
 func (c *client) quit(d time.Duration) {
 	c.cmd(d, "QUIT")
+	c.close()
+}
+
+// quitAll is quit for several connections, with d for all of them together.
+func quitAll(d time.Duration, clients []*client) {
+	end := time.Now().Add(d)
+	for _, c := range clients {
+		c.end = end
+		c.queue("QUIT")
+		c.flush(d)
+	}
+	for _, c := range clients {
+		c.next(d)
+		c.close()
+	}
+}
+
+// leave is quit that does not wait.
+func (c *client) leave(d time.Duration) {
+	c.queue("QUIT")
+	c.flush(d)
 	c.close()
 }
 

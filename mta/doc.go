@@ -17,6 +17,11 @@
 // sent only while the queue still holds its lease, and so that the remote
 // server's name, reply and TLS reach the delivery status notifications.
 //
+// Connections are used again: one on which all went well is kept for some seconds, and the next message for the same
+// host, from the same source and under the same TLS rule, needs no new one (Relay.IdleTimeout, MaxIdle, MaxPerConnection,
+// MaxAge). If the server has ended it in the meantime, that is no failed attempt. Where PIPELINING (RFC 2920) is offered, MAIL,
+// RCPT and DATA go together, and a message of up to 64 KiB with its final dot. So a message takes two round trips.
+//
 // The servers that it talks to are chosen by strangers. Addresses that are
 // private, loopback or otherwise not of the public Internet are refused (see
 // Relay.AllowPrivate); every reply is bounded in size, lines and time; what a

@@ -78,7 +78,8 @@ type Grant struct {
 	// if they wait. nil: they are sent.
 	Err error
 	// Done is told how many of the recipients a server heard of in a RCPT command, whatever it answered:
-	// those that count. Of the others nobody knows, so that they are given back. A recipient
+	// those that count. Where the server refused MAIL, RCPT commands that went along in the same flight were not looked at and do not
+	// count. Of the others nobody knows, so that they are given back. A recipient
 	// that two hosts heard of counts once. nil: nobody is told.
 	Done func(sent int)
 }

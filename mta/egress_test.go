@@ -319,7 +319,7 @@ func TestRelayEgressInQueue(t *testing.T) {
 		dns := dnstest.New(dnstest.Zone{"dest.example": {dnstest.MX(10, "mx1.dest.example")}, "mx1.dest.example": {dnstest.A("192.0.2.1")}})
 		n := newNetwork(t)
 		n.scripts["192.0.2.1"] = []script{taking("ann@sender.example", "bob@dest.example")}
-		opens := time.Now().Add(5 * time.Hour)
+		opens := time.Now().Add(3 * time.Hour) // before the sender is told of a delay
 		r := n.relay()
 		r.Resolver = dns
 		r.Egress = EgressFunc(func(_ context.Context, req EgressRequest) ([]Grant, error) {

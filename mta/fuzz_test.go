@@ -57,13 +57,18 @@ func presentable(t *testing.T, s string, max int) {
 	}
 }
 
-// A whole session with a server that says anything: there is a result for every
+// Whole sessions with a server that says anything, of two deliveries, the second one over the same connection if it was
+// kept: there is a result for every
 // recipient, and "taken" only if the server said so to a final dot.
 func FuzzDialogue(f *testing.F) {
 	for _, s := range []string{
 		goodDialogue,
 		"220 hi\r\n500 what\r\n250 hi\r\n250 ok\r\n550 no\r\n250 ok\r\n354 go\r\n550 spam\r\n",
 		"220 hi\r\n250-hi\r\n250-STARTTLS\r\n250 SIZE 5\r\n220 go\r\n", "220 hi\r\n250-hi\r\n250 STARTTLS\r\n454 no\r\n250 ok\r\n250 ok\r\n452 4.5.3 x\r\n354 go\r\n250 a\r\n250 b\r\n250 c\r\n354 go\r\n250 d\r\n",
+		"220 hi\r\n250-hi\r\n250 PIPELINING\r\n250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n250 done\r\n250 ok\r\n450 no\r\n550 no\r\n354 go\r\n250 nobody\r\n221 bye\r\n",
+		"220 hi\r\n250-hi\r\n250 PIPELINING\r\n250 ok\r\n550 no\r\n550 no\r\n503 no\r\n250 reset\r\n250 ok\r\n250 ok\r\n452 4.5.3 x\r\n354 go\r\n250 a\r\n250 ok\r\n250 ok\r\n354 go\r\n250 b\r\n",
+		"220 hi\r\n250-hi\r\n250 PIPELINING\r\n550 no\r\n250 ok\r\n250 ok\r\n354 go\r\n250 nobody\r\n421 bye\r\n",
+		goodDialogue + goodDialogue,
 		"421 bye\r\n", "554 no\r\n", "", "220 hi\r\n250-hi\r\n250 STARTTLS\r\n354 no\r\n250 ok\r\n",
 	} {
 		f.Add([]byte(s), false)
@@ -78,36 +83,44 @@ func FuzzDialogue(f *testing.F) {
 			conns++
 			return newCanned(b, early), nil
 		}
-		a := &attempt{}
+		r.IdleTimeout = 0
+		defer r.CloseIdle()
 		env := envelope(t, "ann@sender.example", "a@dest.example", "b@dest.example")
-		err := r.Deliver(mailspine.WithAttempt(t.Context(), a), env, mailspine.StringContent("x\r\n"))
-		for i := range env.Recipients {
-			e := mailspine.ErrorAt(err, i)
-			if e == nil && a.commits == 0 {
-				t.Fatal("taken without a final dot")
+		for n, msg := range []string{"x\r\n", large} {
+			a := &attempt{}
+			err := r.Deliver(mailspine.WithAttempt(t.Context(), a), env, mailspine.StringContent(msg))
+			for i := range env.Recipients {
+				e := mailspine.ErrorAt(err, i)
+				if e == nil && a.commits == 0 {
+					t.Fatal("taken without a final dot")
+				}
+				if e == nil && !strings.HasPrefix(a.receipts[i].Reply, "2") {
+					t.Fatalf("taken with the reply %q", a.receipts[i].Reply)
+				}
+				if e != nil && mailspine.Status(e).Code < 400 {
+					t.Fatalf("status %v", mailspine.Status(e))
+				}
 			}
-			if e == nil && !strings.HasPrefix(a.receipts[i].Reply, "2") {
-				t.Fatalf("taken with the reply %q", a.receipts[i].Reply)
+			if conns > 6 {
+				t.Fatalf("%d connections", conns)
 			}
-			if e != nil && mailspine.Status(e).Code < 400 {
-				t.Fatalf("status %v", mailspine.Status(e))
+			if string(b) == goodDialogue && !early && n == 0 && e0(err) != nil {
+				t.Fatalf("the good dialogue fails: %v", err)
 			}
-		}
-		if conns > 6 {
-			t.Fatalf("%d connections", conns)
-		}
-		if string(b) == goodDialogue && !early && e0(err) != nil {
-			t.Fatalf("the good dialogue fails: %v", err)
+			conns = 0
 		}
 	})
 }
+
+// large is a message that is sent as a stream.
+var large = strings.Repeat("x\r\n", smallMessage/2)
 
 const goodDialogue = "220 hi\r\n250 hi\r\n250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n250 done\r\n221 bye\r\n"
 
 func e0(err error) error { return mailspine.ErrorAt(err, 0) }
 
 // A canned connection is a server that says what it has to say, whatever it
-// hears: one reply to each command. While a message is sent to it, it is silent, unless it is early.
+// hears: one reply to each command, also if several come at once. While a message is sent to it, it is silent, unless it is early.
 // Otherwise a read of what it has not said times out at once.
 type canned struct {
 	net.Conn // nil: nothing else is called
@@ -116,14 +129,13 @@ type canned struct {
 	mu     sync.Mutex
 	cond   *sync.Cond
 	data   []byte
-	may    int  // replies that may be read
-	asked  bool // the last command was DATA
-	inData bool // after a 354 to it
-	past   bool // the watcher was told to stop
+	asked  []string // what may be replied to
+	inData bool     // after a 354 to DATA
+	past   bool     // the watcher was told to stop
 }
 
 func newCanned(b []byte, early bool) *canned {
-	c := &canned{data: b, early: early, may: 1}
+	c := &canned{data: b, early: early, asked: []string{"greeting"}}
 	c.cond = sync.NewCond(&c.mu)
 	return c
 }
@@ -131,7 +143,7 @@ func newCanned(b []byte, early bool) *canned {
 func (c *canned) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.may == 0 {
+	for len(c.asked) == 0 {
 		if !c.inData || c.past {
 			return 0, os.ErrDeadlineExceeded
 		}
@@ -144,8 +156,8 @@ func (c *canned) Read(p []byte) (int, error) {
 	if i := bytes.IndexByte(c.data[:n], '\n'); i >= 0 {
 		n = i + 1
 		if n < 5 || c.data[3] != '-' { // the last line of a reply
-			c.may--
-			c.inData = c.inData || c.asked && bytes.HasPrefix(c.data, []byte("354"))
+			c.inData = c.inData || c.asked[0] == "DATA" && bytes.HasPrefix(c.data, []byte("354"))
+			c.asked = c.asked[1:]
 		}
 	}
 	copy(p, c.data[:n])
@@ -156,12 +168,14 @@ func (c *canned) Read(p []byte) (int, error) {
 func (c *canned) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	end := bytes.HasSuffix(p, []byte(".\r\n"))
-	if !c.inData || end || c.early {
-		c.may++
-		c.cond.Broadcast()
+	end := c.inData && (string(p) == dotLine || bytes.HasSuffix(p, []byte("\r\n"+dotLine)))
+	switch {
+	case !c.inData:
+		c.asked, c.past = append(c.asked, strings.Split(strings.TrimSuffix(string(p), "\r\n"), "\r\n")...), false
+	case end || c.early:
+		c.asked = append(c.asked, "message")
 	}
-	c.asked = string(p) == "DATA\r\n"
+	c.cond.Broadcast()
 	c.inData = c.inData && !end
 	return len(p), nil
 }
@@ -198,7 +212,7 @@ func TestDotStuffing(t *testing.T) {
 			err = w.finish()
 		}
 		bare := strings.ContainsAny(strings.ReplaceAll(msg, "\r\n", ""), "\r\n")
-		facts, ferr := inspect(t.Context(), mailspine.StringContent(msg))
+		facts, ferr := inspect(t.Context(), mailspine.StringContent(msg), nil)
 		if ferr != nil || facts.bare != bare || !bare && facts.eightBit != strings.Contains(msg, "\xff") {
 			rt.Fatalf("inspect: %+v, %v", facts, ferr)
 		}
@@ -212,6 +226,10 @@ func TestDotStuffing(t *testing.T) {
 			rt.Fatal(err)
 		}
 		bw.Flush()
+		// A message in memory is the same.
+		if got, want := string(facts.wire), out.String()+dotLine; got != want {
+			rt.Fatalf("%q in memory was sent as %q, not %q", msg, got, want)
+		}
 		want := msg
 		if want != "" && !strings.HasSuffix(want, "\r\n") {
 			want += "\r\n"

@@ -2,8 +2,11 @@ package mta
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,12 +15,15 @@ import (
 	"github.com/mailspine/mailspine"
 )
 
-// moments are the places in a dialogue where a server speaks, each with what comes
+// A moment is a place in a dialogue where a server speaks, with what comes
 // before it.
-var moments = []struct {
+type moment struct {
 	name, before, right string
 	doubt               bool // after the final dot: another host is not tried
-}{
+}
+
+// moments are those of a server that gets one command at a time.
+var moments = []moment{
 	{"greeting", "", "S: 220 hi", false},
 	{"EHLO", "C: EHLO out.sender.example", "S: 250 hi", false},
 	{"MAIL", "C: MAIL FROM:<ann@sender.example>", "S: 250 ok", false},
@@ -26,77 +32,143 @@ var moments = []struct {
 	{"message", "C: x\nC: .", "S: 250 done", true},
 }
 
-// Every misbehaviour at every moment: a classified error, never a hang, a panic, or a message
+// flights are the moments of one that offers PIPELINING.
+var flights = []moment{
+	{"greeting", "", "S: 220 hi", false},
+	{"EHLO", "C: EHLO out.sender.example", "S: 250-hi\nS: 250 PIPELINING", false},
+	{"MAIL", "C: MAIL FROM:<ann@sender.example>\nC: RCPT TO:<bob@dest.example>\nC: DATA\nQUIET", "S: 250 ok", false},
+	{"RCPT", "", "S: 250 ok", false},
+	{"DATA", "", "S: 354 go on", false},
+	{"message", "C: x\nC: .", "S: 250 done", true},
+}
+
+// misbehaviours are what a server says instead of the right thing.
+var misbehaviours = []struct{ name, script, want string }{
+	{"garbage", "S: <html>400 Bad Request</html>", "451 4.5.0"},
+	{"binary", `S> \0\x1b\x8f\r\n`, "451 4.5.0"},
+	{"no digits", "S: 2", "451 4.5.0"},
+	{"100", "S: 100 continue", "451 4.5.0"},
+	{"600", "S: 600 what", "451 4.5.0"},
+	{"wrong separator", "S: 250_ok", "451 4.5.0"},
+	{"codes differ", "S: 250-ok\nS: 550 no", "451 4.5.0"},
+	{"endless lines", `FLOOD 250-on and on\r\n`, "451 4.5.0"},
+	{"endless line", "FLOOD 250 on and on", "451 4.5.0"},
+	{"huge line", "S: 250 " + strings.Repeat("x", maxReplyLine), "451 4.5.0"},
+	{"close", "CLOSE", "451 4.4.2"},
+	{"close in the middle", `S> 250-half\r\n25`, "451 4.4.2"},
+	{"421", "S: 421 4.3.2 shutting down", "421 4.3.2"},
+	{"silence", "STALL", "451 4.4.2"},
+	{"drip", "DRIP 250-on and on", "451 4.4.2"},
+	{"300", "S: 300 hm", "451 4.5.0"},
+}
+
+// dialogue is the right one, down to moment i, where the server says what.
+func dialogue(ms []moment, i int, what string) string {
+	var s strings.Builder
+	for _, m := range ms[:i] {
+		s.WriteString(m.before + "\n" + m.right + "\n")
+	}
+	s.WriteString(ms[i].before + "\n" + what + "\n")
+	return s.String()
+}
+
+// Every misbehaviour at every moment, with PIPELINING and without: a classified error, never a hang, a panic, or a message
 // that counts as delivered.
 func TestRelayHostileServers(t *testing.T) {
-	const temp = "451 4.5.0"
-	for _, bad := range []struct {
-		name, script, want string
-	}{
-		{"garbage", "S: <html>400 Bad Request</html>", temp},
-		{"binary", `S> \0\x1b\x8f\r\n`, temp},
-		{"no digits", "S: 2", temp},
-		{"100", "S: 100 continue", temp},
-		{"600", "S: 600 what", temp},
-		{"wrong separator", "S: 250_ok", temp},
-		{"codes differ", "S: 250-ok\nS: 550 no", temp},
-		{"endless lines", `FLOOD 250-on and on\r\n`, temp},
-		{"endless line", "FLOOD 250 on and on", temp},
-		{"huge line", "S: 250 " + strings.Repeat("x", maxReplyLine), temp},
-		{"close", "CLOSE", "451 4.4.2"},
-		{"close in the middle", `S> 250-half\r\n25`, "451 4.4.2"},
-		{"421", "S: 421 4.3.2 shutting down", "421 4.3.2"},
-		{"silence", "STALL", "451 4.4.2"},
-		{"drip", "DRIP 250-on and on", "451 4.4.2"},
-		{"300", "S: 300 hm", temp},
-	} {
-		for i, m := range moments {
-			t.Run(bad.name+" at "+m.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					var s strings.Builder
-					for _, before := range moments[:i] {
-						s.WriteString(before.before + "\n" + before.right + "\n")
-					}
-					s.WriteString(m.before + "\n" + bad.script + "\n")
-					n := newNetwork(t)
-					n.mx("dest.example", "192.0.2.1", "192.0.2.2")
-					n.scripts["192.0.2.1"] = []script{script(s.String())}
-					env := envelope(t, "ann@sender.example", "bob@dest.example")
-					a := &attempt{}
-					start := time.Now()
-					err := n.relay().Deliver(mailspine.WithAttempt(t.Context(), a), env, mailspine.StringContent("x\r\n"))
-					took := time.Since(start)
-					n.wg.Wait()
-					want := bad.want
-					if !m.doubt {
-						// The second host is tried, where nobody is.
-						want = "451 4.4.1"
-					}
-					wantStatus(t, bad.name+" at "+m.name, mailspine.ErrorAt(err, 0), want)
-					if got := len(n.dialed); got != map[bool]int{true: 1, false: 2}[m.doubt] {
-						t.Errorf("connected to %v", n.dialed)
-					}
-					if took > 10*time.Minute {
-						t.Errorf("took %v", took)
-					}
+	for kind, ms := range map[string][]moment{"": moments, "flight, ": flights} {
+		for _, bad := range misbehaviours {
+			for i, m := range ms {
+				t.Run(kind+bad.name+" at "+m.name, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						n := newNetwork(t)
+						n.mx("dest.example", "192.0.2.1", "192.0.2.2")
+						n.scripts["192.0.2.1"] = []script{script(dialogue(ms, i, bad.script))}
+						env := envelope(t, "ann@sender.example", "bob@dest.example")
+						a := &attempt{}
+						r := n.relay()
+						r.IdleTimeout = 0
+						start := time.Now()
+						err := r.Deliver(mailspine.WithAttempt(t.Context(), a), env, mailspine.StringContent("x\r\n"))
+						took := time.Since(start)
+						n.wg.Wait()
+						want := bad.want
+						if !m.doubt {
+							// The second host is tried, where nobody is.
+							want = "451 4.4.1"
+						}
+						wantStatus(t, bad.name+" at "+m.name, mailspine.ErrorAt(err, 0), want)
+						if got := len(n.dialed); got != map[bool]int{true: 1, false: 2}[m.doubt] {
+							t.Errorf("connected to %v", n.dialed)
+						}
+						if took > 10*time.Minute {
+							t.Errorf("took %v", took)
+						}
+						if n := r.idle.all.Len(); n > 0 {
+							t.Errorf("%d connections are kept", n)
+						}
+					})
 				})
-			})
+			}
+		}
+	}
+}
+
+// Every misbehaviour on a connection that was kept. Before MAIL is accepted it costs nothing but a new connection to
+// the same host; then the next host is tried; after the final dot none.
+func TestRelayHostileReused(t *testing.T) {
+	for kind, ms := range map[string][]moment{"": moments, "flight, ": flights} {
+		good := dialogue(ms, 5, ms[5].right)
+		for _, bad := range misbehaviours {
+			for i, m := range ms[2:] {
+				t.Run(kind+bad.name+" at "+m.name, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						n := newNetwork(t)
+						n.mx("dest.example", "192.0.2.1", "192.0.2.2")
+						// Greeting and EHLO, a message, and then the second one down to the moment.
+						n.scripts["192.0.2.1"] = []script{script(good + strings.TrimPrefix(dialogue(ms, 2+i, bad.script), dialogue(ms, 1, ms[1].right)))}
+						next, dialed := "", 1
+						switch {
+						case m.name == "MAIL":
+							next, dialed = "192.0.2.1", 2
+						case !m.doubt:
+							next, dialed = "192.0.2.2", 2
+						}
+						if next != "" {
+							n.scripts[next] = append(n.scripts[next], script(good+"C: QUIT\nS: 221 bye"))
+						}
+						r := n.relay()
+						r.IdleTimeout = 0
+						env := envelope(t, "ann@sender.example", "bob@dest.example")
+						if err := r.Deliver(t.Context(), env, mailspine.StringContent("x\r\n")); err != nil {
+							t.Fatal(err)
+						}
+						want := ""
+						if m.doubt {
+							want = bad.want
+						}
+						err := r.Deliver(t.Context(), env, mailspine.StringContent("x\r\n"))
+						wantStatus(t, bad.name+" at "+m.name, mailspine.ErrorAt(err, 0), want)
+						if len(n.dialed) != dialed || next != "" && n.dialed[1] != next+":25" {
+							t.Errorf("connected to %v, want %d, the last to %q", n.dialed, dialed, next)
+						}
+						r.CloseIdle()
+						n.wg.Wait()
+						for _, s := range n.scripts {
+							if len(s) > 0 {
+								t.Error("a dialogue was not held")
+							}
+						}
+					})
+				})
+			}
 		}
 	}
 }
 
 // The same with one host only: the error is that of the server.
 func TestRelayClassifies(t *testing.T) {
-	upTo := func(i int) string {
-		var s strings.Builder
-		for _, m := range moments[:i] {
-			s.WriteString(m.before + "\n" + m.right + "\n")
-		}
-		if i < len(moments) {
-			s.WriteString(moments[i].before + "\n")
-		}
-		return s.String()
-	}
+	upTo := func(i int) string { return dialogue(moments, i, "") }
+	fly := func(i int) string { return dialogue(flights, i, "") }
 	for _, tt := range []struct {
 		name   string
 		script string
@@ -129,6 +201,23 @@ func TestRelayClassifies(t *testing.T) {
 		{"552 in advance", upTo(4) + `S> 354 go on\r\n552 5.3.4 too large\r\n` + "\nSTALL", "552 5.3.4"},
 		{"421 instead of the message", upTo(4) + `S> 354 go on\r\n421 4.3.2 down\r\n` + "\nSTALL", "421 4.3.2"},
 		{"close instead of the message", upTo(4) + "S: 354 go on\nCLOSE", "451 4.4.2"},
+		// The same in flights.
+		{"flight, MAIL 452", fly(2) + "S: 452 4.3.1 disk full\nS: 503 no\nS: 503 no\nC: QUIT\nS: 221 bye", "452 4.3.1"},
+		{"flight, MAIL 354", fly(2) + "S: 354 go on", "451 4.5.0"},
+		{"flight, MAIL 550, 421", fly(2) + "S: 550 5.1.8 no such sender\nS: 421 bye", "550 5.1.8"},
+		{"flight, MAIL 550, close", fly(2) + "S: 550 5.1.8 no such sender\nCLOSE", "550 5.1.8"},
+		{"flight, MAIL 550, silence", fly(2) + "S: 550 5.1.8 no such sender\nSTALL", "550 5.1.8"},
+		{"flight, MAIL 550, 354, silence", fly(2) + "S: 550 5.1.8 no\nS: 503 no\nS: 354 go on\nC: .\nSTALL", "550 5.1.8"},
+		{"flight, RCPT 354", fly(3) + "S: 354 go on", "451 4.5.0"},
+		{"flight, RCPT 452 for the first", fly(3) + "S: 452 4.5.3 too many\nS: 503 no\nC: QUIT\nS: 221 bye", "452 4.5.3"},
+		{"flight, RCPT 550, DATA 250", fly(3) + "S: 550 5.1.1 no\nS: 250 delivered, honestly", "550 5.1.1"},
+		{"flight, RCPT 550, 354, 421", fly(3) + "S: 550 5.1.1 no\nS: 354 go on\nC: .\nS: 421 down", "550 5.1.1"},
+		{"flight, RCPT 550, 354, silence", fly(3) + "S: 550 5.1.1 no\nS: 354 go on\nC: .\nSTALL", "550 5.1.1"},
+		{"flight, RCPT 550, 354 and 250 in advance", fly(3) + `S> 550 5.1.1 no\r\n354 go on\r\n250 delivered, honestly\r\n` + "\nSTALL", "550 5.1.1"},
+		{"flight, DATA 250", fly(4) + "S: 250 ok", "451 4.5.0"},
+		{"flight, all in advance", fly(4) + `S> 354 go on\r\n250 delivered, honestly\r\n` + "\nSTALL", "451 4.5.0"},
+		{"flight, one reply too many", fly(2) + `S> 250 ok\r\n250 ok\r\n250 ok\r\n354 go on\r\n` + "\nSTALL", "451 4.5.0"},
+		{"flight, in advance of EHLO", dialogue(flights, 0, `S> 220 hi\r\n250-hi\r\n250 PIPELINING\r\n`), "451 4.5.0"},
 		// What a server says does not get through raw.
 		{"enhanced code contradicts", upTo(3) + "S: 550 2.1.5 unknown\nC: QUIT\nS: 221 bye", "550 5.0.0"},
 		{"enhanced code too long", upTo(3) + "S: 550 5.1111.1 unknown\nC: QUIT\nS: 221 bye", "550 5.0.0"},
@@ -160,6 +249,97 @@ func TestRelayEarlyRefusal(t *testing.T) {
 	if a.commits != 0 {
 		t.Error("BeforeCommit was called for a message that was refused")
 	}
+}
+
+// A reply that is in the socket before the message is sent is not the answer to it.
+func TestRelayEarlyReplySocket(t *testing.T) {
+	if runtime.GOOS == "windows" || runtime.GOOS == "plan9" {
+		t.Skip("it cannot be seen on " + runtime.GOOS)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n := newNetwork(t)
+	n.mx("dest.example", "192.0.2.1")
+	var client, server net.Conn
+	r := n.relay()
+	r.Dial = func(context.Context, string, string) (net.Conn, error) {
+		client, err = net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			server, err = l.Accept()
+		}
+		n.wg.Go(func() {
+			defer server.Close()
+			// The end without a message is what is expected.
+			if err := script(dialogue(flights, 4, "S: 354 go on\nC: x")).play(server, nil); !errors.Is(err, io.EOF) {
+				t.Errorf("the server saw %v", err)
+			}
+		})
+		return client, err
+	}
+	a := &hookedAttempt{hook: func() {
+		io.WriteString(server, "250 delivered, honestly\r\n")
+		waitFor(t, func() bool { return !quiet(client) })
+	}}
+	derr := r.Deliver(mailspine.WithAttempt(t.Context(), a), envelope(t, "ann@sender.example", "bob@dest.example"), mailspine.StringContent("x\r\n"))
+	wantStatus(t, "early", mailspine.ErrorAt(derr, 0), "451 4.5.0")
+	n.wg.Wait()
+}
+
+type hookedAttempt struct {
+	attempt
+	hook func()
+}
+
+func (a *hookedAttempt) BeforeCommit(context.Context, time.Duration) error {
+	a.hook()
+	return nil
+}
+
+// A connection that breaks while a small message is sent: as long as nothing of the dot's line has gone out the next
+// host is tried; then there is doubt.
+func TestRelayShortWrite(t *testing.T) {
+	const wire = "x\r\n.\r\n"
+	for n := range len(wire) + 1 {
+		synctest.Test(t, func(t *testing.T) {
+			nw := newNetwork(t)
+			nw.mx("dest.example", "192.0.2.1", "192.0.2.2")
+			nw.scripts["192.0.2.1"] = []script{script(dialogue(moments, 4, "S: 354 go on\nSTALL"))}
+			nw.scripts["192.0.2.2"] = []script{script(dialogue(moments, 5, "S: 250 done\nC: QUIT\nS: 221 bye"))}
+			r := nw.relay()
+			r.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := nw.dial(ctx, network, addr)
+				if len(nw.dialed) > 1 {
+					return conn, err
+				}
+				return &shortWriter{conn, wire, n}, err
+			}
+			err := r.Deliver(t.Context(), envelope(t, "ann@sender.example", "bob@dest.example"), mailspine.StringContent("x\r\n"))
+			doubt := n > len(wire)-len(dotLine)
+			wantStatus(t, fmt.Sprintf("%d octets of %d", n, len(wire)), mailspine.ErrorAt(err, 0), map[bool]string{true: "451 4.4.2"}[doubt])
+			if got := len(nw.dialed); got != map[bool]int{true: 1, false: 2}[doubt] {
+				t.Errorf("%d octets of %d: connected to %v", n, len(wire), nw.dialed)
+			}
+			nw.wg.Wait()
+		})
+	}
+}
+
+// A shortWriter breaks after n octets of the message.
+type shortWriter struct {
+	net.Conn
+	message string
+	n       int
+}
+
+func (s *shortWriter) Write(p []byte) (int, error) {
+	if string(p) != s.message || s.n == len(p) {
+		return s.Conn.Write(p)
+	}
+	s.Conn.Close()
+	return s.n, net.ErrClosed
 }
 
 // The peer reads one octet a minute: the total time ends it.
@@ -206,6 +386,41 @@ func TestRelayReplyText(t *testing.T) {
 	}
 }
 
+// A small message that cannot be read is not even begun.
+func TestRelayBrokenSmallContent(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		msg  mailspine.Content
+	}{
+		{"shorter than its size", sized{mailspine.StringContent("x\r\n"), 100}},
+		{"longer than its size", sized{mailspine.StringContent("x\r\n"), 1}},
+		{"gone", &changing{size: 3}},
+		{"stuck", sized{stuck{}, 3}},
+	} {
+		n := newNetwork(t)
+		n.mx("dest.example", "192.0.2.1", "192.0.2.2")
+		ctx, cancel := context.WithCancel(t.Context())
+		if tt.name == "stuck" {
+			cancel()
+		}
+		err := n.relay().Deliver(ctx, envelope(t, "ann@sender.example", "bob@dest.example"), tt.msg)
+		cancel()
+		if st := mailspine.Status(err); st == nil || !st.Temporary() {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if len(n.dialed) > 0 {
+			t.Errorf("%s: connected to %v", tt.name, n.dialed)
+		}
+	}
+}
+
+// stuck is a Content whose reader yields neither octets nor an error.
+type stuck struct{}
+
+func (stuck) Size() int64                                   { return 3 }
+func (s stuck) Open(context.Context) (io.ReadCloser, error) { return io.NopCloser(s), nil }
+func (stuck) Read([]byte) (int, error)                      { return 0, nil }
+
 // A message that cannot be read to its end is never finished with a dot.
 func TestRelayBrokenContent(t *testing.T) {
 	for _, tt := range []struct {
@@ -213,10 +428,10 @@ func TestRelayBrokenContent(t *testing.T) {
 		msg  mailspine.Content
 		want string
 	}{
-		{"shorter than its size", sized{mailspine.StringContent("x\r\n"), 100}, "451 4.3.0"},
-		{"longer than its size", sized{mailspine.StringContent("x\r\n"), 1}, "451 4.3.0"},
-		{"changed after it was looked at", &changing{bodies: []string{"x\r\n", "x\n."}}, "554 5.6.0"},
-		{"gone after it was looked at", &changing{bodies: []string{"x\r\n"}}, "451 4.3.0"},
+		{"shorter than its size", sized{mailspine.StringContent(large), int64(len(large)) + 100}, "451 4.3.0"},
+		{"longer than its size", sized{mailspine.StringContent(large), int64(len(large)) - 1}, "451 4.3.0"},
+		{"changed after it was looked at", &changing{bodies: []string{large, strings.Replace(large, "\r", "x", 1)}, size: len(large)}, "554 5.6.0"},
+		{"gone after it was looked at", &changing{bodies: []string{large}, size: len(large)}, "451 4.3.0"},
 	} {
 		n := newNetwork(t)
 		n.mx("dest.example", "192.0.2.1", "192.0.2.2")
@@ -242,9 +457,12 @@ type sized struct {
 func (s sized) Size() int64 { return s.n }
 
 // changing is a Content whose reading differs from time to time.
-type changing struct{ bodies []string }
+type changing struct {
+	bodies []string
+	size   int
+}
 
-func (c *changing) Size() int64 { return 3 }
+func (c *changing) Size() int64 { return int64(c.size) }
 
 func (c *changing) Open(context.Context) (io.ReadCloser, error) {
 	if len(c.bodies) == 0 {

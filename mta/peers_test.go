@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,6 +69,83 @@ func TestRelayToPostfix(t *testing.T) {
 	if !strings.Contains(got, "with ESMTPS id") {
 		t.Errorf("Postfix saw no TLS:\n%s", got)
 	}
+}
+
+// Messages to Postfix, from several deliveries at a time, share connections and go in flights; the recipients that
+// Postfix refuses in the middle of a flight, all or some, change nothing for the others.
+func TestRelayToPostfixReuse(t *testing.T) {
+	cert := peertest.SelfSigned(t, "mx.example.net")
+	p := peertest.StartPostfix(t, peertest.PostfixConfig{
+		Hostname: "mx.example.net", Domains: []string{"example.net"},
+		Settings: map[string]string{
+			"smtpd_tls_cert_file": cert.CertFile, "smtpd_tls_key_file": cert.KeyFile, "smtpd_tls_security_level": "may",
+			"smtpd_recipient_restrictions": "check_recipient_access inline:{{nobody@example.net = 550 5.1.1 no such user}}, permit",
+		},
+	})
+	addr := netip.MustParseAddrPort(p.Addr)
+	var dialed, reused, mails, datas atomic.Int64
+	relay := &mta.Relay{
+		Resolver: dnstest.Zone{"example.net": {dnstest.MX(10, "mx.example.net")}, "mx.example.net": {dnstest.A("127.0.0.1")}},
+		Hostname: "client.example.org", Port: addr.Port(), AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		TLSPolicy: mta.TLSRules{"example.net": {Level: mta.TLSVerify, Roots: cert.Pool}},
+		Logger:    slog.New(slog.DiscardHandler), IdleTimeout: time.Minute,
+	}
+	relay.Trace = &mta.RelayTrace{
+		Dialed: func(context.Context, mta.DialedInfo) { dialed.Add(1) },
+		Reused: func(context.Context, mta.ReusedInfo) { reused.Add(1) },
+		Wire: func(_ context.Context, l mta.WireLine) {
+			if l.Sent && strings.HasPrefix(l.Line, "MAIL ") {
+				mails.Add(1)
+			}
+			if l.Sent && l.Line == "DATA" {
+				datas.Add(1)
+			}
+		},
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	const sessions, each = 4, 12
+	var wg sync.WaitGroup
+	for range sessions {
+		wg.Go(func() {
+			for i := range each {
+				var to []string
+				switch i % 3 {
+				case 0:
+					to = []string{"ann"}
+				case 1:
+					to = []string{"nobody"}
+				case 2:
+					to = []string{"nobody", "bob", "nobody"}
+				}
+				env := &mailspine.Envelope{ID: mailspine.NewMsgID(), From: mailspine.Address{Local: "joe", Domain: "example.org"}, Body: mailspine.Body8Bit}
+				for _, who := range to {
+					env.Recipients = append(env.Recipients, mailspine.Recipient{Address: mailspine.Address{Local: who, Domain: "example.net"}})
+				}
+				err := relay.Deliver(ctx, env, mailspine.StringContent(peerMessage))
+				for i, who := range to {
+					s := mailspine.Status(mailspine.ErrorAt(err, i))
+					if who == "nobody" && (s == nil || s.Code != 550) || who != "nobody" && s != nil {
+						t.Errorf("%s of %v: %v", who, to, s)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, got := range p.Messages(t, sessions*each*2/3) {
+		if !strings.HasSuffix(got, strings.ReplaceAll(peerMessage, "\r\n", "\n")) {
+			t.Errorf("arrived:\n%s", got)
+		}
+	}
+	if d, r := dialed.Load(), reused.Load(); d > sessions || d+r != sessions*each {
+		t.Errorf("%d connections were opened, and %d used again, for %d messages", d, r, sessions*each)
+	}
+	// In a flight DATA is there before it is known that nobody is accepted.
+	if m, d := mails.Load(), datas.Load(); m != sessions*each || d != m {
+		t.Errorf("%d times MAIL and %d times DATA for %d messages", m, d, sessions*each)
+	}
+	relay.CloseIdle()
 }
 
 type attempt struct{ receipts [8]mailspine.Receipt }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -267,12 +268,15 @@ func (s *receiverSession) prepare(check *auth.Check) smtpd.Prepare {
 			now = r.Now
 		}
 		head = append(head, smtpd.Received(env, s.c.Hostname(), now())...)
-		edit := mailspine.HeaderEdit{Prepend: head, Drop: checker.Forged}
+		forged := checker.Forged
+		edit := mailspine.HeaderEdit{Prepend: head, Drop: forged}
 		switch ok, err := smtpd.HeaderEnds(ctx, msg, h); {
 		case err != nil:
 			return nil, err
 		case !ok:
 			edit.Append = []byte("\r\n")
+		case !slices.ContainsFunc(h.Fields, forged):
+			return mailspine.Prepend(msg, head), nil // as nearly always; the header need not be read again
 		}
 		return mailspine.Edit(ctx, msg, edit)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/mailspine/mailspine"
@@ -44,13 +45,25 @@ import (
 // envelope, RET, ENVID, NOTIFY and ORCPT are passed on to servers with DSN, BY to those with
 // DELIVERBY, the priority to those with MT-PRIORITY.
 //
-// One connection is opened for each domain of a delivery, and closed after it. A Relay has no limit of its own on
-// how many deliveries are under way: a queue has. With an [Egress], there is one for each source that the
-// recipients of a domain were divided over.
+// One connection is used for each domain of a delivery; with an [Egress], one for each source that the
+// recipients of a domain were divided over. A Relay has no limit of its own on
+// how many deliveries are under way: a queue has.
+//
+// A connection on which all went well is kept for a moment (IdleTimeout), and used for the next delivery to the same
+// address and port of the same host, from the same source under the same name, whose TLS rule is the same: level, names and
+// roots (the same pool, not an equal one); a message with RequireTLS uses only those that were opened for one. One that is in clear although
+// the server offered TLS is not kept. If the server has ended a kept connection in the meantime, or refuses MAIL on it, a new one is opened
+// at once, whose answer counts; that is no failed attempt, and none of MaxConnections. Time-outs, limits, receipts, the dot guard and hooks
+// are each delivery's own. The certificate was verified when the connection was opened. CloseIdle ends those that are kept.
+//
+// To servers that offer PIPELINING (RFC 2920) MAIL, RCPT and DATA are sent in one flight, in pieces of at most 4 KiB;
+// the message is never sent before the reply to DATA.
+//
+// A message of up to 64 KiB is read once, into memory, and sent in one piece; a larger one is read twice, as a stream.
 //
 // Resolver is required; without one Deliver is a temporary error. The other
 // fields have useful zero values. A Relay is safe for concurrent use; its fields
-// must not change while it is used.
+// must not change, and it must not be copied, after first use.
 type Relay struct {
 	// Resolver looks up mail exchangers and addresses. Required.
 	Resolver mailspine.Resolver
@@ -74,7 +87,8 @@ type Relay struct {
 	Egress Egress
 	// Dial opens a connection. network is "tcp" and address an IP address and a
 	// port, already checked against AllowPrivate. With an Egress, [SourceFrom] tells
-	// from the context which source the connection has to be made from. nil: a dialer that checks again
+	// from the context which source the connection has to be made from. A Dial that depends on anything else in the context
+	// needs a negative IdleTimeout, since its connections are used for other deliveries too. nil: a dialer that checks again
 	// in the socket, and binds the source's address.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -88,10 +102,25 @@ type Relay struct {
 	// (RFC 8689 section 4.2.1), whatever the policy says.
 	TLSPolicy TLSPolicy
 
+	// IdleTimeout is for how long a connection is kept after a delivery, for the next one. 0: 5 s; negative: connections
+	// are not kept.
+	IdleTimeout time.Duration
+	// MaxIdle bounds how many connections are kept, to all hosts together; the one that waited longest
+	// is ended for one more. 0: 256.
+	MaxIdle int
+	// MaxPerConnection is how many transactions a connection is used for at most, before it is not kept any more: many
+	// servers have such a limit. 0: 100.
+	MaxPerConnection int
+	// MaxAge is for how long after it was opened a connection is used for new deliveries. 0: 5 min.
+	MaxAge time.Duration
+	// NoPipelining sends one command at a time, also to servers that offer PIPELINING: for the way through a
+	// device that understands less than the server behind it.
+	NoPipelining bool
+
 	// Timeouts bound each step.
 	Timeouts RelayTimeouts
 	// MaxConnections bounds how many connections are tried for one domain in one
-	// delivery, over all hosts and addresses; with an Egress, for each source. 0: 6. A message that goes in clear after a failed
+	// delivery, over all hosts and addresses, those that are used again among them; with an Egress, for each source. 0: 6. A message that goes in clear after a failed
 	// handshake may take one more than that.
 	MaxConnections int
 	// MaxRecipients bounds the recipients of one transaction; more are sent in several, over the
@@ -103,6 +132,9 @@ type Relay struct {
 	Logger *slog.Logger
 	// Trace has hooks into each step; nil: none.
 	Trace *RelayTrace
+
+	idle idlePool
+	bufs sync.Pool // of *[]byte, for messages on the wire
 }
 
 var _ mailspine.Deliverer = (*Relay)(nil)
@@ -121,7 +153,7 @@ type RelayTimeouts struct {
 	DataBlock time.Duration // to send 32 KiB of the message; 0: 3 min
 	DataDone  time.Duration // for the reply to the final dot; 0: 10 min
 	Quit      time.Duration // for RSET and QUIT; 0: 2 s
-	// Total bounds a connection from its opening to the final dot, however its parts
+	// Total bounds the use of a connection by one delivery, from its opening, or its being taken up again, to the final dot, however its parts
 	// share it. 0: 1 h.
 	Total time.Duration
 }
@@ -164,6 +196,7 @@ func (r *Relay) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailsp
 	if err != nil {
 		return err
 	}
+	defer r.release(facts)
 	errs := make(mailspine.RecipientErrors, len(env.Recipients))
 	var order []string
 	index := map[string][]int{}
@@ -197,7 +230,11 @@ func (r *Relay) prepare(ctx context.Context, env *mailspine.Envelope, msg mailsp
 	if env.Body == mailspine.BodyBinary {
 		return contentFacts{}, mailspine.Errorf(554, "5.6.3", "A binary message cannot be sent: it needs a server with BINARYMIME and CHUNKING, which this host does not use")
 	}
-	facts, err := inspect(ctx, msg)
+	var buf []byte
+	if b, ok := r.bufs.Get().(*[]byte); ok {
+		buf = *b
+	}
+	facts, err := inspect(ctx, msg, buf)
 	if err != nil {
 		return facts, fmt.Errorf("mta: read the message: %w", err)
 	}
@@ -205,6 +242,13 @@ func (r *Relay) prepare(ctx context.Context, env *mailspine.Envelope, msg mailsp
 		return facts, errBareLineEnd
 	}
 	return facts, nil
+}
+
+// release gives back what prepare took.
+func (r *Relay) release(f contentFacts) {
+	if f.wire != nil {
+		r.bufs.Put(&f.wire)
+	}
 }
 
 // recipientDomain returns the domain of a recipient that can be sent to.

@@ -3,6 +3,7 @@ package mta
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,21 @@ func TestRelayDialogues(t *testing.T) {
 			e.RequireTLS = true
 			r.TLSPolicy = TLSRules{"dest.example": {Level: TLSVerify, Hosts: []string{"*.dest.example"}, Roots: ca.pool}}
 		}},
+		{name: "flight"},
+		{name: "flight-mixed", to: []string{"a@dest.example", "b@dest.example", "c@dest.example", "d@dest.example"}, msg: "x\r\n",
+			want: []string{"", "550 5.1.1", "450 4.2.0", ""}},
+		{name: "flight-nobody", to: []string{"a@dest.example", "b@dest.example"}, want: []string{"550 5.1.1", "552 5.2.2"}},
+		{name: "flight-nobody354", to: []string{"a@dest.example", "b@dest.example"}, want: []string{"550 5.1.1", "552 5.2.2"}},
+		{name: "flight-mail", to: []string{"a@dest.example", "b@dest.example"}, want: []string{"550 5.1.8", "550 5.1.8"}},
+		{name: "flight-data", to: []string{"a@dest.example", "b@dest.example"}, want: []string{"451 4.3.0", "550 5.1.1"}},
+		{name: "flight-toomany", to: []string{"a@dest.example", "b@dest.example", "c@dest.example", "d@dest.example"}, msg: "x\r\n",
+			want: []string{"", "552 5.3.4", "", "550 5.1.1"}},
+		{name: "flight-batches", msg: "x\r\n",
+			to:   []string{"a@dest.example", "b@dest.example", "c@dest.example", "d@dest.example", "e@dest.example"},
+			edit: func(_ *mailspine.Envelope, r *Relay) { r.MaxRecipients = 2 },
+			want: []string{"550 5.0.0", "550 5.0.0", "451 4.3.0", "451 4.3.0", ""}},
+		{name: "flight-421", to: []string{"a@dest.example", "b@dest.example", "c@dest.example"}, want: []string{"550 5.1.1", "421 4.3.2", "421 4.3.2"}},
+		{name: "flight-off", msg: "x\r\n", edit: func(_ *mailspine.Envelope, r *Relay) { r.NoPipelining = true }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -103,24 +119,32 @@ func TestRelayAttempt(t *testing.T) {
 	}
 }
 
-// The lease is lost: the connection is dropped, and the dot is never sent.
+// The lease is lost: the connection is dropped, and the dot is never sent; with a small message, which goes together
+// with its dot, nothing is.
 func TestRelayDotGuard(t *testing.T) {
-	n := newNetwork(t)
-	n.mx("dest.example", "192.0.2.1", "192.0.2.2")
-	n.scripts["192.0.2.1"] = []script{"S: 220 hi\nC: EHLO out.sender.example\nS: 250 hi\nC: MAIL FROM:<ann@sender.example>\nS: 250 ok\n" +
-		"C: RCPT TO:<bob@dest.example>\nS: 250 ok\nC: DATA\nS: 354 ok\nC: x\nC: ."}
-	lost := errors.New("lease is lost")
-	a := &attempt{refuse: lost}
-	err := n.relay().Deliver(mailspine.WithAttempt(t.Context(), a), envelope(t, "ann@sender.example", "bob@dest.example"), mailspine.StringContent("x\r\n"))
-	n.wg.Wait()
-	if !errors.Is(mailspine.ErrorAt(err, 0), lost) {
-		t.Errorf("the error is %v, not that of BeforeCommit", err)
-	}
-	if len(n.errs) != 1 || !strings.Contains(n.errs[0].Error(), `step 11, "C: .": EOF`) {
-		t.Errorf("the server saw %v; want the connection to end where the dot would be", n.errs)
-	}
-	if len(n.dialed) != 1 {
-		t.Errorf("connected to %v: another server would not help", n.dialed)
+	for _, tt := range []struct{ msg, end, seen string }{
+		{"x\r\n", "C: x\nC: .", `step 10, "C: x": EOF`},
+		{strings.Repeat("x\r\n", smallMessage), strings.Repeat("C: x\n", smallMessage) + "C: .", fmt.Sprintf(`step %d, "C: .": EOF`, 10+smallMessage)},
+	} {
+		n := newNetwork(t)
+		n.mx("dest.example", "192.0.2.1", "192.0.2.2")
+		n.scripts["192.0.2.1"] = []script{script("S: 220 hi\nC: EHLO out.sender.example\nS: 250 hi\nC: MAIL FROM:<ann@sender.example>\nS: 250 ok\n" +
+			"C: RCPT TO:<bob@dest.example>\nS: 250 ok\nC: DATA\nS: 354 ok\n" + tt.end)}
+		lost := errors.New("lease is lost")
+		a := &attempt{refuse: lost}
+		r := n.relay()
+		r.IdleTimeout = 0
+		err := r.Deliver(mailspine.WithAttempt(t.Context(), a), envelope(t, "ann@sender.example", "bob@dest.example"), mailspine.StringContent(tt.msg))
+		n.wg.Wait()
+		if !errors.Is(mailspine.ErrorAt(err, 0), lost) {
+			t.Errorf("the error is %v, not that of BeforeCommit", err)
+		}
+		if len(n.errs) != 1 || !strings.Contains(n.errs[0].Error(), tt.seen) {
+			t.Errorf("the server saw %v; want the connection to end where the dot would be", n.errs)
+		}
+		if len(n.dialed) != 1 {
+			t.Errorf("connected to %v: another server would not help", n.dialed)
+		}
 	}
 }
 

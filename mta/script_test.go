@@ -30,7 +30,8 @@ import (
 //
 //	S: text    send the line
 //	S> text    send the text as it is, with \r \n \0 \xNN escapes, no line end
-//	C: text    a line that the client must send
+//	C: text    a line that the client must send; with a star at its end, one that begins so
+//	QUIET      the client has sent nothing else so far
 //	TLS        the handshake, as a server
 //	TLSFAIL    a handshake that the client gives up
 //	JUNK text  send the text, whether or not the client listens
@@ -142,6 +143,7 @@ func (n *network) relay() *Relay {
 		// The addresses of tests are those for documentation.
 		AllowPrivate: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
 		Logger:       slog.New(slog.DiscardHandler),
+		IdleTimeout:  -1, // reuse has its own tests
 	}
 }
 
@@ -162,8 +164,13 @@ func (s script) play(conn net.Conn, certs *tls.Config) error {
 		case "C:":
 			var line string
 			line, err = br.ReadString('\n')
-			if err == nil && line != arg+"\r\n" {
+			if verb, any := strings.CutSuffix(arg, "*"); err == nil && line != arg+"\r\n" && !(any && strings.HasPrefix(line, verb)) {
 				return fmt.Errorf("step %d: the client said\n\t%q, not\n\t%q", i+1, line, arg+"\r\n")
+			}
+		case "QUIET":
+			if br.Buffered() > 0 {
+				b, _ := br.Peek(br.Buffered())
+				return fmt.Errorf("step %d: the client has already said %q", i+1, b)
 			}
 		case "TLS":
 			tc := tls.Server(conn, certs)

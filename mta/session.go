@@ -1,6 +1,7 @@
 package mta
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -11,25 +12,62 @@ import (
 	"github.com/mailspine/mailspine"
 )
 
-// A session is one connection of a transfer.
+// A session is one connection, and the transfer that uses it.
 type session struct {
+	c    *client
+	host string
+	addr string
+	peer string // host and address, for texts
+	from string // our side of it, in receipts
+	tls  mailspine.TLSInfo
+
+	// Of the transfer; nil while the session is kept.
 	t       *transfer
-	c       *client
-	host    string
-	addr    string
-	peer    string // host and address, for texts
-	tls     mailspine.TLSInfo
 	release func() bool // ends the watch over ctx; false: ctx is done
-	usable  bool        // QUIT makes sense: the dialogue is in step
+	reused  bool        // it was opened by an earlier transfer
+	heard   bool        // and has accepted MAIL from this one
+	failed  bool        // something went wrong that was no result
+
+	// Of the dialogue.
+	usable bool // it is in step: QUIT makes sense
+	dirty  bool // there is a transaction that RSET has to end before the next MAIL
+
+	// For further transfers.
+	key      sessionKey
+	reusable bool      // it is what any transfer with that key would open
+	born     time.Time // when it was opened
+	used     int       // transactions, so far
+	since    time.Time // when it was put into the pool
+	until    time.Time // for how long it is kept there
+	elem     *list.Element
 }
 
-// done ends the connection: with QUIT if the dialogue is in step.
+// done ends the use of the connection: it is kept for further transfers, or ended, with QUIT if the dialogue is
+// in step.
 func (s *session) done() {
-	if s.release() && s.usable {
-		s.c.quit(s.t.times.Quit)
+	if !s.release() {
+		s.c.close()
+		return
+	}
+	times, r := s.t.times, s.t.r
+	if !s.failed && r.keep(s) {
+		return
+	}
+	if s.usable {
+		s.c.quit(times.Quit)
 		return
 	}
 	s.c.close()
+}
+
+// watchWire shows the dialogue to the trace.
+func (s *session) watchWire(ctx context.Context, r *Relay) {
+	s.c.wire = nil
+	if w := r.trace().Wire; w != nil {
+		s.c.wire = func(sent bool, line string) {
+			w(ctx, WireLine{Host: s.host, Addr: s.addr, Sent: sent, Line: line})
+		}
+	}
 }
 
 // reply tells the trace of a reply, and checks for the good-bye that may come at
@@ -39,7 +77,7 @@ func (s *session) reply(ctx context.Context, command, rcpt string, r reply, err 
 		s.usable = false
 		return r, s.broken(ctx, command, err)
 	}
-	s.t.last.Reply = r.String()
+	s.t.said = r
 	if f := s.t.r.trace().Reply; f != nil {
 		f(ctx, ReplyInfo{Domain: s.t.domain, Host: s.host, Addr: s.addr, Command: command, Recipient: rcpt, Reply: r.String()})
 	}
@@ -104,6 +142,8 @@ func (s *session) open(ctx context.Context, clear bool) error {
 	if t.env.RequireTLS && !s.c.has("REQUIRETLS") {
 		return mailspine.Errorf(550, "5.7.30", "The message requires REQUIRETLS, which %s does not offer", s.peer)
 	}
+	// In clear although there should be TLS is for this transfer only: the next one tries again.
+	s.reusable = s.tls.Version != "" || !s.c.has("STARTTLS")
 	return nil
 }
 
@@ -190,15 +230,21 @@ func (s *session) deliver(ctx context.Context, pending []int) ([]int, error) {
 	// Each transaction settles at least one recipient, or ends the loop.
 	for len(pending) > 0 {
 		n := len(pending)
-		if pending, err = s.transact(ctx, pending); err != nil {
-			return pending, err
+		if pending, err = s.transact(ctx, pending); err == nil && len(pending) == n {
+			err = errors.New("mta: a transaction without a result")
 		}
-		if len(pending) == n {
-			return pending, errors.New("mta: a transaction without a result")
+		if err != nil {
+			s.failed = true
+			return pending, err
 		}
 	}
 	return nil, nil
 }
+
+// stale reports whether an error of deliver is no more than the end of a connection that was kept: the server
+// hung up, or wants no more on it, before it accepted MAIL. A new connection is then made, whose answer counts. Nothing
+// was sent twice, since no message can be taken before MAIL.
+func (s *session) stale(err error) bool { return err != nil && s.reused && !s.heard }
 
 // fit settles what this server's extensions make impossible, for good: another
 // host of the domain is expected to be no different.
@@ -256,171 +302,22 @@ func isASCII(s string) bool {
 	return true
 }
 
-// transact does one transaction for some of pending. It returns the
-// recipients that have no result. With an error, the session has ended.
-func (s *session) transact(ctx context.Context, pending []int) (rest []int, err error) {
-	t := s.t
-	batch := t.r.MaxRecipients
-	if batch <= 0 {
-		batch = 100
-	}
-	batch = min(batch, len(pending))
-
-	r, err := s.c.cmd(t.times.Mail, s.mail(pending))
-	if r, err = s.reply(ctx, "MAIL", "", r, err); err != nil {
-		return pending, err
-	}
-	switch {
-	case r.ok():
-	case r.code/100 == 5:
-		s.settle(pending, r, refusal(s.peer, "MAIL", r))
-		return nil, nil
-	default:
-		// A server that takes nothing from anybody now: another may.
-		return pending, s.unexpected("MAIL", r)
-	}
-
-	// What is accepted has no result until the message is.
-	var accepted []int
-	for n, i := range pending {
-		if n >= batch {
-			break
-		}
-		rcpt := t.env.Recipients[i]
-		if t.told != nil {
-			t.told[i] = struct{}{} // before it is sent: what may have been heard counts
-		}
-		r, err := s.c.cmd(t.times.Rcpt, s.rcpt(rcpt))
-		if r, err = s.reply(ctx, "RCPT", rcpt.Address.String(), r, err); err != nil {
-			return append(accepted, pending[n:]...), err
-		}
-		switch {
-		case r.ok():
-			accepted = append(accepted, i)
-		case r.code == 452 && len(accepted) > 0 && (r.enhanced.IsZero() || r.enhanced == mailspine.EnhancedCode{4, 5, 3}):
-			// RFC 5321 section 4.5.3.1.10: too many recipients for one transaction. This
-			// one and the rest go in the next.
-			batch = n
-		case r.refusal():
-			s.settle([]int{i}, r, refusal(s.peer, "RCPT", r))
-		default:
-			return append(accepted, pending[n:]...), s.unexpected("RCPT", r)
-		}
-	}
-	rest = pending[batch:]
-	if len(accepted) == 0 {
-		return s.reset(ctx, rest)
-	}
-
-	r, err = s.c.cmd(t.times.Data, "DATA")
-	if r, err = s.reply(ctx, "DATA", "", r, err); err != nil {
-		return append(accepted, rest...), err
-	}
-	switch {
-	case r.code == 354:
-	case r.refusal():
-		s.settle(accepted, r, refusal(s.peer, "DATA", r))
-		return s.reset(ctx, rest)
-	default:
-		return append(accepted, rest...), s.unexpected("DATA", r)
-	}
-	return s.message(ctx, accepted, rest)
-}
-
-// reset ends a transaction without a message, if there is to be another one for
-// rest.
-func (s *session) reset(ctx context.Context, rest []int) ([]int, error) {
-	if len(rest) == 0 {
-		return nil, nil
-	}
-	r, err := s.c.cmd(s.t.times.Mail, "RSET")
-	if r, err = s.reply(ctx, "RSET", "", r, err); err != nil {
-		return rest, err
-	}
-	if !r.ok() {
-		return rest, s.unexpected("RSET", r)
-	}
-	return rest, nil
-}
-
-// message sends the message to the recipients that were accepted.
-func (s *session) message(ctx context.Context, accepted, rest []int) ([]int, error) {
-	t := s.t
-	s.usable = false // no command is possible until the message is through
-	body, err := t.msg.Open(ctx)
-	if err != nil {
-		// Not the server's fault, and another one would not help.
-		t.settle(append(accepted, rest...), fmt.Errorf("mta: open the message: %w", err))
-		return nil, err
-	}
-	defer body.Close()
-	commit := func() error {
-		// The most that can pass from here to the reply.
-		if err := t.attempt.BeforeCommit(ctx, t.times.DataBlock+t.times.DataDone); err != nil {
-			return fmt.Errorf("mta: not sent: %w", err)
-		}
-		// From here on the end of ctx does not drop the connection.
-		if !s.release() {
-			return ctx.Err()
-		}
-		s.release = func() bool { return true }
-		return nil
-	}
-	r, err := s.c.data(ctx, body, t.msg.Size(), dataTimes{block: t.times.DataBlock, done: t.times.DataDone}, commit)
-	var doubt *inDoubtError
-	var local *localError
-	switch {
-	case errors.Is(err, errEarly):
-		// The server refused before it had the whole message: the answer is the same.
-		if _, err := s.reply(ctx, "message", "", r, nil); err != nil {
-			return append(accepted, rest...), err
-		}
-		s.usable = false
-		s.settle(accepted, r, refusal(s.peer, "message", r))
-		return rest, refusal(s.peer, "message", r) // rest needs another connection
-	case errors.As(err, &doubt):
-		err := s.broken(context.WithoutCancel(ctx), "message", err)
-		t.settle(accepted, err)
-		return rest, err
-	case errors.As(err, &local):
-		t.settle(append(accepted, rest...), err)
-		return nil, err
-	case err != nil:
-		return append(accepted, rest...), s.broken(ctx, "message", err)
-	}
-	s.usable = r.code != 421
-	s.reply(ctx, "message", "", r, nil)
-	if r.ok() {
-		s.settle(accepted, r, nil)
-	} else {
-		s.settle(accepted, r, refusal(s.peer, "message", r))
-		if r.code == 421 {
-			return rest, refusal(s.peer, "message", r)
-		}
-	}
-	if len(rest) > 0 {
-		s.rewatch(ctx)
-	}
-	return rest, nil
-}
-
-// rewatch makes the end of ctx drop the connection again, for a further transaction.
+// rewatch makes the end of ctx drop the connection, until release.
 func (s *session) rewatch(ctx context.Context) {
-	conn := s.c.conn
-	s.release = context.AfterFunc(ctx, func() { conn.Close() })
+	s.release = context.AfterFunc(ctx, s.c.abort)
 }
 
 // settle records what the server said to some recipients, and their result.
 func (s *session) settle(index []int, r reply, err error) {
+	rec := s.receipt()
+	rec.Reply, rec.DSNRelayed = r.String(), err == nil && s.c.has("DSN")
 	for _, i := range index {
 		s.t.errs[i] = err
-		s.t.attempt.Record(i, mailspine.Receipt{
-			RemoteMTA:  s.host,
-			RemoteAddr: s.addr,
-			Reply:      r.String(),
-			Source:     s.t.from(s.c.conn),
-			TLS:        s.tls,
-			DSNRelayed: err == nil && s.c.has("DSN"),
-		})
+		s.t.attempt.Record(i, rec)
 	}
+}
+
+// receipt is what is known without a reply.
+func (s *session) receipt() mailspine.Receipt {
+	return mailspine.Receipt{RemoteMTA: s.host, RemoteAddr: s.addr, Source: s.from, TLS: s.tls}
 }

@@ -37,8 +37,7 @@ import (
 // from our address on a port that begins in the clear. It is the queue.Router of its recipients: all of a message
 // share one route. It is no RecipientChecker, so a Mux takes nothing for it from strangers.
 //
-// A Smarthost is safe for concurrent use; its fields must not change while it is
-// used.
+// A Smarthost is safe for concurrent use; its fields must not change, and it must not be copied, after first use.
 type Smarthost struct {
 	// Relay has the names, TLS, time-outs, limits and hooks. Its TLSPolicy is asked
 	// with the host's name as the domain (an address as its literal, "[192.0.2.1]"), and the certificate is verified for that
@@ -49,6 +48,8 @@ type Smarthost struct {
 	// "[2001:db8::1]:25". Required: without a valid one every delivery is a
 	// temporary error. See Validate.
 	Address string
+
+	zero Relay // in place of a nil Relay
 }
 
 var (
@@ -123,8 +124,12 @@ func (s *Smarthost) relay() *Relay {
 	if s.Relay != nil {
 		return s.Relay
 	}
-	return &Relay{}
+	return &s.zero
 }
+
+// CloseIdle is that of the Relay: it ends the connections that are kept for further deliveries, also to
+// other hosts if they share the Relay.
+func (s *Smarthost) CloseIdle() { s.relay().CloseIdle() }
 
 // Deliver sends a message to the host. Its errors are as those of [Relay].
 func (s *Smarthost) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content) error {
@@ -137,6 +142,7 @@ func (s *Smarthost) Deliver(ctx context.Context, env *mailspine.Envelope, msg ma
 	if err != nil {
 		return err
 	}
+	defer r.release(facts)
 	errs := make(mailspine.RecipientErrors, len(env.Recipients))
 	var pending []int
 	for i, rcpt := range env.Recipients {

@@ -129,6 +129,8 @@ func (t *transfer) tlsConfig(host string, verified *string) *tls.Config {
 	if c.MinVersion == 0 {
 		c.MinVersion = tls.VersionTLS12 // RFC 8996
 	}
+	// A message goes in records of 16 KiB from the first octet on: nobody looks at its beginning before its end is there.
+	c.DynamicRecordSizingDisabled = true
 	c.ServerName = host
 	if ip, ok := (mailspine.Address{Domain: host}).Literal(); ok {
 		c.ServerName, host = "", ip.String() // RFC 6066 section 3: SNI has no addresses

@@ -19,13 +19,16 @@ type RelayTrace struct {
 	// Dialed is called after each attempt to connect, also for an address that
 	// was forbidden.
 	Dialed func(ctx context.Context, info DialedInfo)
+	// Reused is called in place of Dialed, TLS and the replies to them, when a connection is used again.
+	Reused func(ctx context.Context, info ReusedInfo)
 	// TLS is called after each handshake.
 	TLS func(ctx context.Context, info TLSDoneInfo)
 	// Reply is called for each reply to a command of a transaction, and for the greeting.
 	Reply func(ctx context.Context, info ReplyInfo)
 	// Wire is called for each line sent and received, without line end and with control
 	// characters replaced. The lines of the message are not shown, only their number of octets.
-	// Secrets are never shown.
+	// Secrets are never shown. The commands of a flight are shown when it is sent, before the replies to it. The good-bye of a
+	// connection that was kept comes after its deliveries, with context.Background.
 	Wire func(ctx context.Context, line WireLine)
 }
 
@@ -53,6 +56,17 @@ type DialedInfo struct {
 	Local    string // our side of the connection; "": there is no connection
 	Duration time.Duration
 	Err      error
+}
+
+// ReusedInfo tells about a connection that is used again.
+type ReusedInfo struct {
+	Domain   string
+	Host     string
+	Addr     string        // address and port
+	Source   string        // the name of the egress source; "": there is none
+	Local    string        // our side of the connection
+	Idle     time.Duration // for how long nobody used it
+	Messages int           // transactions on it so far
 }
 
 // TLSDoneInfo tells about one handshake.

@@ -35,7 +35,8 @@ type transfer struct {
 	granted bool              // an Egress chose source
 	source  Source            // zero: the system's choice
 	told    map[int]struct{}  // the recipients that a server heard of, from this source
-	last    mailspine.Receipt // of the connection under way
+	last    mailspine.Receipt // of the connection under way, without its last reply
+	said    reply             // which is this; zero: there is none yet
 }
 
 // run delivers to the recipients with the given indices, and leaves each one's
@@ -80,10 +81,10 @@ func (t *transfer) serve(ctx context.Context, hosts []host, pending []int) {
 		if left <= 0 || ctx.Err() != nil || bind != nil {
 			break
 		}
-		t.last = mailspine.Receipt{RemoteMTA: h.name, Source: t.source.Name}
+		t.last, t.said = mailspine.Receipt{RemoteMTA: h.name, Source: t.source.Name}, reply{}
 		addrs, err := t.addrs(ctx, h)
 		if err != nil {
-			worst.add(err, t.last)
+			worst.add(err, t.lastReceipt())
 		}
 		for _, a := range addrs {
 			if left <= 0 || ctx.Err() != nil {
@@ -93,7 +94,7 @@ func (t *transfer) serve(ctx context.Context, hosts []host, pending []int) {
 			if len(pending) == 0 {
 				return
 			}
-			worst.add(err, t.last)
+			worst.add(err, t.lastReceipt())
 			// Without its address the source reaches no other host either.
 			if errors.As(err, &bind) {
 				break
@@ -158,8 +159,8 @@ func (t *transfer) settle(index []int, err error) {
 }
 
 // tryAddr delivers over one address. It returns the recipients without a result, and
-// why there is none. It opens one connection, or a second one for a message that may go in
-// clear after a failed handshake.
+// why there is none. It uses a connection that was kept, or else opens one, or a second one for a message that may go in
+// clear after a failed handshake. One that was kept, and turns out to be of no use any more, counts for nothing.
 func (t *transfer) tryAddr(ctx context.Context, h host, addr netip.Addr, pending []int, left *int) ([]int, error) {
 	port := t.r.Port
 	if t.fixed != nil {
@@ -167,10 +168,21 @@ func (t *transfer) tryAddr(ctx context.Context, h host, addr netip.Addr, pending
 	} else if port == 0 {
 		port = 25
 	}
+	target := netip.AddrPortFrom(addr, port)
+	if s := t.reuse(ctx, h, target); s != nil {
+		rest, err := s.deliver(ctx, pending)
+		stale := s.stale(err) && ctx.Err() == nil
+		s.done()
+		if !stale {
+			*left--
+			return rest, err
+		}
+		t.log(ctx, slog.LevelDebug, "mta: a kept connection is of no use any more", s.peer, err)
+	}
 	var err error
 	for _, clear := range []bool{false, true} {
 		var s *session
-		s, err = t.connect(ctx, h, netip.AddrPortFrom(addr, port), clear)
+		s, err = t.connect(ctx, h, target, clear)
 		if errors.Is(err, dial.ErrForbidden) {
 			break // no connection was made
 		}
@@ -191,7 +203,7 @@ func (t *transfer) tryAddr(ctx context.Context, h host, addr netip.Addr, pending
 // connect opens a connection and brings it to the point where MAIL can be sent:
 // greeting, EHLO, TLS as the rule demands. Its errors are classified.
 func (t *transfer) connect(ctx context.Context, h host, addr netip.AddrPort, clear bool) (*session, error) {
-	t.last = mailspine.Receipt{RemoteMTA: h.name, RemoteAddr: addr.String(), Source: t.source.Name}
+	t.last, t.said = mailspine.Receipt{RemoteMTA: h.name, RemoteAddr: addr.String(), Source: t.source.Name}, reply{}
 	start := time.Now()
 	conn, err := t.dial(ctx, addr)
 	if f := t.r.trace().Dialed; f != nil {
@@ -215,16 +227,19 @@ func (t *transfer) connect(ctx context.Context, h host, addr netip.AddrPort, cle
 		t.log(ctx, slog.LevelDebug, "mta: cannot connect", peer, err)
 		return nil, dialError(peer, err)
 	}
-	t.last.Source = t.from(conn)
-	s := &session{t: t, c: newClient(conn, t.times.Total), host: h.name, addr: addr.String(), peer: peer}
-	if w := t.r.trace().Wire; w != nil {
-		s.c.wire = func(sent bool, line string) {
-			w(ctx, WireLine{Host: s.host, Addr: s.addr, Sent: sent, Line: line})
-		}
+	s := &session{
+		t: t, c: newClient(conn, t.times.Total), host: h.name, addr: addr.String(), peer: peer, from: t.source.Name,
+		key: t.key(h, addr), born: start,
 	}
+	if s.from == "" {
+		s.from = localAddr(conn)
+	}
+	t.last.Source = s.from
+	s.watchWire(ctx, t.r)
 	// Closing the connection ends whatever waits for it.
-	s.release = context.AfterFunc(ctx, func() { conn.Close() })
+	s.rewatch(ctx)
 	if err := s.open(ctx, clear); err != nil {
+		s.failed = true
 		level := slog.LevelDebug
 		if st := mailspine.Status(err); t.rule.Level > TLSOpportunistic && st.Enhanced[1] == 7 {
 			level = slog.LevelWarn
@@ -236,12 +251,13 @@ func (t *transfer) connect(ctx context.Context, h host, addr netip.AddrPort, cle
 	return s, nil
 }
 
-// from names our side of a connection in receipts.
-func (t *transfer) from(conn net.Conn) string {
-	if t.source.Name != "" {
-		return t.source.Name
+// lastReceipt is what is known of the last connection.
+func (t *transfer) lastReceipt() mailspine.Receipt {
+	rec := t.last
+	if t.said.code != 0 {
+		rec.Reply = t.said.String()
 	}
-	return localAddr(conn)
+	return rec
 }
 
 func (t *transfer) log(ctx context.Context, level slog.Level, what, peer string, err error) {

@@ -214,6 +214,7 @@ func TestQueueWaits(t *testing.T) {
 		var reasons []string
 		q := &queue.Queue{
 			Store: memqueue.New(nil), Hostname: "out.example", Logger: quiet, Next: relay,
+			WarnAfter: -1, // nobody resolves the sender
 			Trace: &queue.Trace{Held: func(_ context.Context, i queue.HeldInfo) {
 				mu.Lock()
 				defer mu.Unlock()

@@ -1,0 +1,275 @@
+package mta
+
+import (
+	"container/list"
+	"context"
+	"crypto/x509"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A sessionKey is what a delivery must have in common with the one that a connection was opened for. What does not
+// change while a Relay is used is not in it.
+type sessionKey struct {
+	addr    netip.AddrPort
+	host    string
+	fixed   bool   // a Smarthost's: its addresses are not checked, so that they are no other's
+	granted bool   // an Egress chose source
+	source  Source // with the name in EHLO
+	// The TLS rule. Whoever demands more than the rule that the connection was opened under gets one of his own,
+	// even if this one would have been good enough.
+	level   TLSLevel
+	names   string // joined by NUL; "*": the host's
+	roots   *x509.CertPool
+	require bool // REQUIRETLS is offered
+}
+
+func (t *transfer) key(h host, addr netip.AddrPort) sessionKey {
+	k := sessionKey{
+		addr: addr, host: h.name, fixed: t.fixed != nil, granted: t.granted, source: t.source,
+		level: t.rule.Level, names: "*", roots: t.rule.Roots, require: t.env.RequireTLS,
+	}
+	if t.rule.Names != nil {
+		k.names = strings.Join(t.rule.Names, "\x00")
+	}
+	return k
+}
+
+// An idlePool keeps the connections of a Relay that are between two deliveries, at most Relay.MaxIdle. It has no
+// goroutine but the one of its timer, which runs when a connection's time may be over, and is not set again when none
+// is left. So a connection is ended late by as much as the timer was set for another one, which is IdleTimeout at most; but
+// it is not used again when its time is over.
+type idlePool struct {
+	mu    sync.Mutex
+	byKey map[sessionKey][]*session // the last is the one that was put in last
+	all   list.List                 // of *session, the one that was put in first at the front
+	timer *time.Timer
+	run   chan struct{} // closed at the end of the run that the timer is set for, or that is under way; nil: none
+}
+
+// put keeps a session. Over most, the one that waited longest is returned.
+func (p *idlePool) put(s *session, until time.Time, most int, reap func()) (over *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.byKey == nil {
+		p.byKey = map[sessionKey][]*session{}
+	}
+	s.until = until
+	s.elem = p.all.PushBack(s)
+	p.byKey[s.key] = append(p.byKey[s.key], s)
+	if p.all.Len() > most {
+		over = p.all.Front().Value.(*session)
+		p.remove(over)
+	}
+	if p.run == nil {
+		p.arm(time.Until(until), reap)
+	}
+	return over
+}
+
+// take returns the session with that key which was put in last, or nil.
+func (p *idlePool) take(key sessionKey) *session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	same := p.byKey[key]
+	if len(same) == 0 {
+		return nil
+	}
+	s := same[len(same)-1]
+	p.remove(s)
+	return s
+}
+
+// remove takes out a session that is in the pool.
+func (p *idlePool) remove(s *session) {
+	p.all.Remove(s.elem)
+	s.elem = nil
+	same := p.byKey[s.key]
+	if i := slices.Index(same, s); i >= 0 {
+		same = slices.Delete(same, i, i+1)
+	}
+	if len(same) == 0 {
+		delete(p.byKey, s.key)
+		return
+	}
+	p.byKey[s.key] = same
+}
+
+// arm sets the timer. mu is held.
+func (p *idlePool) arm(d time.Duration, reap func()) {
+	p.run = make(chan struct{})
+	p.timer = time.AfterFunc(d, reap)
+}
+
+// expired takes out the sessions whose time is over.
+func (p *idlePool) expired(now time.Time) []*session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var gone []*session
+	for e := p.all.Front(); e != nil; {
+		s := e.Value.(*session)
+		e = e.Next()
+		if !s.until.After(now) {
+			p.remove(s)
+			gone = append(gone, s)
+		}
+	}
+	return gone
+}
+
+// again ends a run, and sets the timer for the session whose time is over first.
+func (p *idlePool) again(reap func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.run)
+	p.run = nil
+	var first time.Time
+	for e := p.all.Front(); e != nil; e = e.Next() {
+		if s := e.Value.(*session); first.IsZero() || s.until.Before(first) {
+			first = s.until
+		}
+	}
+	if !first.IsZero() {
+		p.arm(time.Until(first), reap)
+	}
+}
+
+// empty takes out all sessions and stops the timer. running is closed when the run of it that is under way, if there
+// is one, has ended.
+func (p *idlePool) empty() (gone []*session, running <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for e := p.all.Front(); e != nil; e = p.all.Front() {
+		s := e.Value.(*session)
+		p.remove(s)
+		gone = append(gone, s)
+	}
+	if p.run != nil && p.timer.Stop() {
+		close(p.run)
+		p.run = nil
+	}
+	return gone, p.run
+}
+
+// reap ends the connections that waited for too long. It is what the timer runs.
+func (r *Relay) reap() {
+	r.bye(r.idle.expired(time.Now()))
+	r.idle.again(r.reap)
+}
+
+// bye says good-bye to connections that nobody uses, all at once.
+func (r *Relay) bye(gone []*session) {
+	clients := make([]*client, len(gone))
+	for i, s := range gone {
+		s.watchWire(context.Background(), r)
+		clients[i] = s.c
+	}
+	quitAll(r.Timeouts.withDefaults().Quit, clients)
+}
+
+// CloseIdle ends the connections that are kept for further deliveries, and returns when the servers have answered
+// the good-bye, or Timeouts.Quit is over. Connections that are in use are kept when their delivery is done: to end
+// all of them, call it when there are no more deliveries. If it is not called they end by themselves after IdleTimeout.
+func (r *Relay) CloseIdle() {
+	gone, running := r.idle.empty()
+	r.bye(gone)
+	if running != nil {
+		<-running
+	}
+}
+
+// The defaults of what is kept.
+const (
+	defaultIdleTimeout      = 5 * time.Second
+	defaultMaxIdle          = 256
+	defaultMaxPerConnection = 100
+	defaultMaxAge           = 5 * time.Minute
+)
+
+// keeps returns until when a session may be kept; zero: not at all.
+func (r *Relay) keeps(s *session, now time.Time) time.Time {
+	idle, age, most := r.IdleTimeout, r.MaxAge, r.MaxPerConnection
+	if idle == 0 {
+		idle = defaultIdleTimeout
+	}
+	if age <= 0 {
+		age = defaultMaxAge
+	}
+	if most <= 0 {
+		most = defaultMaxPerConnection
+	}
+	until := now.Add(idle)
+	if end := s.born.Add(age); end.Before(until) {
+		until = end
+	}
+	if idle < 0 || s.used >= most || !until.After(now) {
+		return time.Time{}
+	}
+	return until
+}
+
+// keep puts a session into the pool if it may be used again, and reports whether it did. Nobody may use it after
+// that.
+func (r *Relay) keep(s *session) bool {
+	if !s.reusable || !s.usable || s.c.br.Buffered() > 0 {
+		return false
+	}
+	now := time.Now()
+	until := r.keeps(s, now)
+	if until.IsZero() || s.c.conn.SetDeadline(time.Time{}) != nil {
+		return false
+	}
+	// Nothing of the delivery is kept.
+	s.t, s.release, s.c.wire, s.since = nil, nil, nil, now
+	most := r.MaxIdle
+	if most <= 0 {
+		most = defaultMaxIdle
+	}
+	if over := r.idle.put(s, until, most, r.reap); over != nil {
+		over.watchWire(context.Background(), r)
+		over.c.leave(r.Timeouts.withDefaults().Quit)
+	}
+	return true
+}
+
+// reuse returns a session that was kept for such a delivery and is still there, or nil. It looks at as many as
+// are kept.
+func (t *transfer) reuse(ctx context.Context, h host, addr netip.AddrPort) *session {
+	if t.r.IdleTimeout < 0 {
+		return nil
+	}
+	key := t.key(h, addr)
+	for s := t.r.idle.take(key); s != nil; s = t.r.idle.take(key) {
+		now := time.Now()
+		if !s.until.After(now) {
+			s.c.leave(t.times.Quit)
+			continue
+		}
+		// A server that hung up, or said good-bye before it does.
+		if !quiet(s.c.conn) {
+			s.c.close()
+			continue
+		}
+		s.adopt(ctx, t, now)
+		return s
+	}
+	return nil
+}
+
+// adopt gives a kept session to a transfer.
+func (s *session) adopt(ctx context.Context, t *transfer, now time.Time) {
+	s.t, s.reused, s.heard, s.failed = t, true, false, false
+	s.c.end = now.Add(t.times.Total)
+	s.watchWire(ctx, t.r)
+	s.rewatch(ctx)
+	t.last, t.said = s.receipt(), reply{}
+	if f := t.r.trace().Reused; f != nil {
+		f(ctx, ReusedInfo{
+			Domain: t.domain, Host: s.host, Addr: s.addr, Source: t.source.Name, Local: localAddr(s.c.raw),
+			Idle: now.Sub(s.since), Messages: s.used,
+		})
+	}
+}
