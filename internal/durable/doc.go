@@ -3,7 +3,7 @@
 // can be made to fail, and the power to be cut at every call, in one place (see
 // package durabletest).
 //
-// It has four layers:
+// It has these layers:
 //
 //   - [FS] and [File], the few operations on files whose order decides what
 //     survives, and [OS], which is the operating system's;
@@ -11,6 +11,8 @@
 //     name, synced, renamed, and the directory synced;
 //   - [Log], an append-only file of checksummed records with group commit: all
 //     who wait share one fdatasync, and a lone writer waits for nobody;
+//   - [Salvage], which reads what can be read of a log that is damaged;
+//   - [DirSync], for names that many make in one directory: they share the syncs;
 //   - [Journal], a locked directory with one Log that its owner replaces by a shorter one.
 //
 // # What is promised

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // An FS is what durable code needs of a file system. Names are paths as package
@@ -187,14 +188,17 @@ const TempSuffix = ".tmp"
 
 // Create makes a file, replacing what has that name, writes data to it and
 // syncs it. Its name is not durable yet. If it fails nothing is left behind,
-// as far as that can be done.
+// as far as that can be done. If the sync fails for another reason than want of room the error matches [ErrFailed]: no
+// data is lost with the file, but the disk is not to be trusted with more.
 func Create(fsys FS, name string, perm fs.FileMode, data []byte) (File, error) {
 	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, perm)
 	if err != nil {
 		return nil, err
 	}
 	if _, err = f.Write(data); err == nil {
-		err = f.Sync()
+		if err = f.Sync(); err != nil && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+			err = fmt.Errorf("%w: %s: %w", ErrFailed, name, err)
+		}
 	}
 	if err != nil {
 		f.Close()

@@ -136,7 +136,7 @@ func newLog(fsys FS, name string, f File, o LogOptions) *Log {
 }
 
 // CreateLog makes a log that begins with the records first; name must not exist. All of
-// it is durable when it returns nil. After an error that matches [ErrFailed] the log may exist, empty; after
+// it is durable when it returns nil. After an error that matches [ErrFailed] the log may exist, with these records; after
 // any other it does not.
 func CreateLog(fsys FS, name string, o LogOptions, first ...Record) (*Log, error) {
 	fsys = Or(fsys)
@@ -155,7 +155,7 @@ func CreateLog(fsys FS, name string, o LogOptions, first ...Record) (*Log, error
 			return nil, fmt.Errorf("durable: %s: a record of %d octets, over %d", name, len(r.Meta)+len(r.Body), MaxRecord)
 		}
 		// Each is a batch of its own: back is 0.
-		h = append(h, l.encode(nil, r)...)
+		h = append(h, l.encode(nil, r, crc32.Checksum(r.Body, castagnoli))...)
 	}
 	if _, err := fsys.Stat(name); err == nil {
 		return nil, &fs.PathError{Op: "create", Path: name, Err: fs.ErrExist}
@@ -197,6 +197,12 @@ func (l *Log) Append(recs ...Record) ([]Location, error) {
 	if len(recs) == 0 {
 		return nil, nil
 	}
+	// Checksums of bodies are made here, not under the lock.
+	var one [1]uint32
+	sums := one[:0]
+	for _, r := range recs {
+		sums = append(sums, crc32.Checksum(r.Body, castagnoli))
+	}
 	l.mu.Lock()
 	l.active++
 	defer l.leave()
@@ -222,7 +228,7 @@ func (l *Log) Append(recs ...Record) ([]Location, error) {
 	locs := make([]Location, len(recs))
 	for i, r := range recs {
 		locs[i] = Location{int64(len(b.buf)), len(r.Meta), len(r.Body)} // in the batch, until that has a place
-		b.buf = l.encode(b.buf, r)
+		b.buf = l.encode(b.buf, r, sums[i])
 	}
 	mine := !l.busy
 	l.busy = true
@@ -269,7 +275,7 @@ func (l *Log) usable() error {
 	return nil
 }
 
-func (l *Log) encode(buf []byte, r Record) []byte {
+func (l *Log) encode(buf []byte, r Record, bodySum uint32) []byte {
 	back := len(buf)
 	buf = append(buf, l.mark[:]...)
 	buf = binary.LittleEndian.AppendUint32(buf, uint32(len(r.Meta)))
@@ -277,7 +283,7 @@ func (l *Log) encode(buf []byte, r Record) []byte {
 	buf = binary.LittleEndian.AppendUint32(buf, uint32(back))
 	sum := crc32.Update(crc32.Checksum(buf[back:], castagnoli), castagnoli, r.Meta)
 	buf = binary.LittleEndian.AppendUint32(buf, sum)
-	buf = binary.LittleEndian.AppendUint32(buf, crc32.Checksum(r.Body, castagnoli))
+	buf = binary.LittleEndian.AppendUint32(buf, bodySum)
 	buf = append(buf, r.Meta...)
 	return append(buf, r.Body...)
 }
@@ -306,13 +312,14 @@ func (l *Log) write(b *batch) {
 		l.spare = append(l.spare, b.buf[:0])
 	}
 	b.buf = nil
-	if l.next != nil {
-		l.next.lead <- struct{}{}
-	} else {
-		l.busy = false
-	}
+	next := l.next
+	l.busy = next != nil
 	l.mu.Unlock()
 	close(b.done)
+	if next != nil {
+		// Told last, the one that leads runs first: the disk is idle until it does.
+		next.lead <- struct{}{}
+	}
 }
 
 // put returns the error of the batch, and a second one if the log has failed for good.
