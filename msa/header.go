@@ -5,6 +5,7 @@ import (
 	"io"
 	"mime"
 	"net/mail"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,6 +41,9 @@ func (s *Server) fix(ctx context.Context, login *mailspine.Login, by string, env
 	}
 	if len(h.Values("Message-ID")) == 0 {
 		edit.Append = append(edit.Append, "Message-ID: <"+string(env.ID)+"@"+by+">\r\n"...)
+	}
+	if len(edit.Append) == 0 && !slices.ContainsFunc(h.Fields, drop) {
+		return mailspine.Prepend(msg, edit.Prepend), nil // the header need not be read again
 	}
 	return mailspine.Edit(ctx, msg, edit)
 }

@@ -68,7 +68,7 @@ func (c *Conn) auth(arg string) {
 				return
 			}
 			c.server.stats.authOK.Add(1)
-			c.log.Info("smtpd: logged in", "mechanism", strings.ToUpper(mech), "login", c.login.Name)
+			c.Logger().Info("smtpd: logged in", "mechanism", strings.ToUpper(mech), "login", c.login.Name)
 			c.ok(235, "2.7.0", "Authentication succeeded")
 			return
 		}
@@ -123,7 +123,7 @@ func (c *Conn) authFailed(mech string, err error) {
 		st = mailspine.Errorf(454, "4.7.0", "Temporary authentication failure")
 	}
 	if st.Temporary() {
-		c.log.Error("smtpd: login could not be checked", "mechanism", mech, "err", err)
+		c.Logger().Error("smtpd: login could not be checked", "mechanism", mech, "err", err)
 		c.errs++
 		c.server.stats.errors.Add(1)
 		c.say(st.Code, st.Enhanced, st.Message)
@@ -131,7 +131,7 @@ func (c *Conn) authFailed(mech string, err error) {
 	}
 	c.authBad++
 	c.server.stats.authBad.Add(1)
-	c.log.Warn("smtpd: login failed", "mechanism", mech, "failures", c.authBad, "err", err)
+	c.Logger().Warn("smtpd: login failed", "mechanism", mech, "failures", c.authBad, "err", err)
 	c.pause(c.authDelay())
 	c.refuse(st.Code, st.Enhanced.String(), st.Message)
 	if n := c.server.limits.MaxAuthFailures; n > 0 && c.authBad >= n {

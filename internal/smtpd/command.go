@@ -132,7 +132,10 @@ func validHelo(s string) bool {
 		return false
 	}
 	for i := 0; i < len(s); i++ {
-		if c := s[i]; !isLetDig(c) && c < 0x80 && strings.IndexByte(".-_:[]", c) < 0 {
+		switch c := s[i]; {
+		case isLetDig(c), c >= 0x80:
+		case c == '.', c == '-', c == '_', c == ':', c == '[', c == ']':
+		default:
 			return false
 		}
 	}

@@ -34,11 +34,13 @@ type Conn struct {
 	began  time.Time
 	end    time.Time // of Limits.Session; zero: never
 
-	raw net.Conn // what was accepted: deadlines and Close
-	tls *tls.Conn
-	br  *bufio.Reader
-	bw  *bufio.Writer
-	buf []byte // a line longer than br's buffer (AUTH), at most maxAuthLine
+	raw    net.Conn // what was accepted: deadlines and Close
+	tls    *tls.Conn
+	src    source
+	br     *bufio.Reader // narrow, or a wide one: only one of them holds anything
+	bw     *bufio.Writer
+	narrow *bufio.Reader
+	buf    []byte // a line longer than br's buffer (AUTH), at most maxAuthLine
 
 	sess     Session
 	helo     string
@@ -128,7 +130,15 @@ func (c *Conn) TLSInfo() mailspine.TLSInfo {
 }
 
 // Logger logs with the client's address.
-func (c *Conn) Logger() *slog.Logger { return c.log }
+func (c *Conn) Logger() *slog.Logger {
+	if c.log == nil { // most connections have nothing to say
+		c.log = c.server.log().With("remote", c.remote.String())
+	}
+	return c.log
+}
+
+// logs reports whether anybody wants to know.
+func (c *Conn) logs(level slog.Level) bool { return c.server.log().Enabled(c.ctx, level) }
 
 // proto is the protocol's name in the Received field (RFC 3848; RFC 6531 section 4.3).
 func (c *Conn) proto(utf8 bool) string {
@@ -162,7 +172,6 @@ var (
 
 // serve is the life of the connection.
 func (c *Conn) serve() {
-	c.log = c.server.log().With("remote", c.remote.String())
 	c.trace(func(t *Trace) {
 		if t.Connected != nil {
 			t.Connected(c.ctx, c.remote)
@@ -171,6 +180,7 @@ func (c *Conn) serve() {
 	defer func() {
 		c.cancel()
 		c.hangUp()
+		c.detach()
 		c.trace(func(t *Trace) {
 			if t.Disconnected != nil {
 				t.Disconnected(c.ctx, c.remote, time.Since(c.began))
@@ -226,8 +236,55 @@ func (c *Conn) serve() {
 
 // attach makes nc what is read from and written to. What br held is dropped.
 func (c *Conn) attach(nc net.Conn) {
-	c.br = bufio.NewReaderSize(&source{c, nc}, readBuffer)
-	c.bw = bufio.NewWriterSize(&sink{c, nc}, writeBuffer)
+	c.detach()
+	c.src = source{c, nc}
+	c.narrow = reader(&c.server.readers, readBuffer, &c.src)
+	c.br = c.narrow
+	if c.bw, _ = c.server.writers.Get().(*bufio.Writer); c.bw == nil {
+		c.bw = bufio.NewWriterSize(nil, writeBuffer)
+	}
+	c.bw.Reset(&sink{c, nc})
+}
+
+// detach gives the buffers back. What they held is dropped.
+func (c *Conn) detach() {
+	if c.br == nil {
+		return
+	}
+	c.br.Reset(nil)
+	if c.br != c.narrow {
+		c.server.wideReaders.Put(c.br)
+		c.narrow.Reset(nil)
+	}
+	c.server.readers.Put(c.narrow)
+	c.bw.Reset(nil)
+	c.server.writers.Put(c.bw)
+	c.br, c.narrow, c.bw = nil, nil, nil
+}
+
+// widen takes a large buffer, if br is empty: a message comes in.
+func (c *Conn) widen() {
+	if c.br == c.narrow && c.br.Buffered() == 0 {
+		c.br = reader(&c.server.wideReaders, dataBuffer, &c.src)
+	}
+}
+
+// narrowAgain gives it back, unless there is something in it yet.
+func (c *Conn) narrowAgain() {
+	if c.br != c.narrow && c.br.Buffered() == 0 {
+		c.br.Reset(nil)
+		c.server.wideReaders.Put(c.br)
+		c.br = c.narrow
+	}
+}
+
+func reader(pool *sync.Pool, size int, r io.Reader) *bufio.Reader {
+	br, _ := pool.Get().(*bufio.Reader)
+	if br == nil {
+		br = bufio.NewReaderSize(nil, size)
+	}
+	br.Reset(r)
+	return br
 }
 
 // source is what the buffer reads from; while a message comes in it sets deadlines.
@@ -297,6 +354,7 @@ func (c *Conn) abort() {
 // readLine returns a line without its CRLF, valid until the next read. The
 // deadline is for the whole line, so that a drip gains nothing.
 func (c *Conn) readLine(max int) ([]byte, error) {
+	c.narrowAgain()
 	if b, _ := c.br.Peek(c.br.Buffered()); bytes.IndexByte(b, '\n') < 0 {
 		// The client waits for our replies (RFC 2920 section 3.2).
 		if c.flush(); c.lost {
@@ -350,7 +408,7 @@ func (c *Conn) readFailed(err error) {
 		c.bye("4.7.0", "Line too long")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		c.server.stats.timeouts.Add(1)
-		c.log.Info("smtpd: client is too slow or silent", "after", time.Since(c.began).Round(time.Millisecond))
+		c.Logger().Info("smtpd: client is too slow or silent", "after", time.Since(c.began).Round(time.Millisecond))
 		if !c.end.IsZero() && !time.Now().Before(c.end) {
 			c.bye("4.4.2", "The connection has lasted too long")
 		} else {
@@ -359,7 +417,7 @@ func (c *Conn) readFailed(err error) {
 	default:
 		c.lost = true
 		if err != io.EOF && !errors.Is(err, net.ErrClosed) {
-			c.log.Debug("smtpd: connection lost", "err", err)
+			c.Logger().Debug("smtpd: connection lost", "err", err)
 		}
 	}
 }
@@ -379,7 +437,7 @@ func (c *Conn) handshake() bool {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.server.stats.timeouts.Add(1)
 		}
-		c.log.Info("smtpd: TLS handshake failed", "err", err)
+		c.Logger().Info("smtpd: TLS handshake failed", "err", err)
 		// RFC 3207 section 4: without TLS there is nothing to be trusted, and no going back.
 		c.lost, c.over = true, true
 		return false
@@ -435,7 +493,7 @@ func (c *Conn) guard(f func()) {
 
 func (c *Conn) panicked(v any) {
 	c.server.stats.panics.Add(1)
-	c.log.Error("smtpd: panic in a session", "panic", v, "stack", string(debug.Stack()))
+	c.Logger().Error("smtpd: panic in a session", "panic", v, "stack", string(debug.Stack()))
 	if !c.over {
 		c.bye("4.3.0", "Internal error")
 	}
@@ -443,41 +501,60 @@ func (c *Conn) panicked(v any) {
 
 // say writes a reply into the buffer. A zero enhanced code is left out.
 func (c *Conn) say(code int, enhanced mailspine.EnhancedCode, lines ...string) {
+	text := ""
+	if !enhanced.IsZero() {
+		text = enhanced.String()
+	}
+	c.reply(code, text, lines...)
+}
+
+// reply is say with an enhanced code in words; "": none.
+func (c *Conn) reply(code int, enhanced string, lines ...string) {
 	if c.lost {
 		return
 	}
-	prefix := ""
-	if !enhanced.IsZero() {
-		prefix = enhanced.String() + " " // on each line: RFC 2034 section 4
-	}
 	// 512 octets a line (RFC 5321 section 4.5.3.1.5), 100 lines a reply.
-	room := 512 - len("250-") - len(prefix) - len("\r\n")
-	var out []string
-	for _, l := range lines {
-		for l = printable(l); len(l) > room && len(out) < 99; l = l[room:] {
-			out = append(out, l[:room])
+	room := 512 - len("250-") - len("\r\n")
+	if enhanced != "" {
+		room -= len(enhanced) + len(" ")
+	}
+	left := 100
+	for i, l := range lines {
+		l = printable(l)
+		for ; len(l) > room && left > 1; left-- {
+			c.replyLine(code, '-', enhanced, l[:room])
+			l = l[room:]
 		}
-		if out = append(out, l[:min(len(l), room)]); len(out) >= 100 {
-			break
+		sep := byte('-')
+		if left--; left == 0 || i == len(lines)-1 {
+			sep = ' '
+		}
+		c.replyLine(code, sep, enhanced, l[:min(len(l), room)])
+		if sep == ' ' {
+			return
 		}
 	}
-	if len(out) == 0 {
-		out = []string{""}
+	c.replyLine(code, ' ', enhanced, "")
+}
+
+func (c *Conn) replyLine(code int, sep byte, enhanced, text string) {
+	b := strconv.AppendInt(c.bw.AvailableBuffer(), int64(code), 10)
+	b = append(b, sep)
+	if enhanced != "" { // on each line: RFC 2034 section 4
+		b = append(append(b, enhanced...), ' ')
 	}
-	for i, l := range out {
-		sep := "-"
-		if i == len(out)-1 {
-			sep = " "
-		}
-		l = strconv.Itoa(code) + sep + prefix + l
-		c.traceWire(true, l)
-		c.bw.WriteString(l)
-		c.bw.WriteString("\r\n") // the writer's error is sticky, flush sees it
+	b = append(b, text...)
+	if c.traces() {
+		c.traceWire(true, string(b))
 	}
+	c.bw.Write(append(b, "\r\n"...)) // the writer's error is sticky, flush sees it
 }
 
 // printable replaces whatever is not printable ASCII: foreign text stays one line.
 func printable(s string) string {
+	if clean(s) {
+		return s
+	}
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r > 0x7e {
 			return '?'
@@ -486,17 +563,26 @@ func printable(s string) string {
 	}, s)
 }
 
+func clean(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
 func (c *Conn) flush() {
 	if c.lost || c.bw.Buffered() == 0 {
 		return
 	}
 	if err := c.bw.Flush(); err != nil {
 		c.lost, c.over = true, true
-		c.log.Debug("smtpd: reply could not be written", "err", err)
+		c.Logger().Debug("smtpd: reply could not be written", "err", err)
 	}
 }
 
-func (c *Conn) ok(code int, enhanced string, lines ...string) { c.say(code, ec(enhanced), lines...) }
+func (c *Conn) ok(code int, enhanced string, lines ...string) { c.reply(code, enhanced, lines...) }
 
 // refuse says no to a command, and counts it.
 func (c *Conn) refuse(code int, enhanced, text string) {
@@ -526,7 +612,9 @@ func (c *Conn) logRefusal(what string, err error, st *mailspine.Error) {
 	if errors.As(err, &planned) || st.Enhanced != (mailspine.EnhancedCode{4, 3, 0}) {
 		level = slog.LevelInfo
 	}
-	c.log.Log(c.ctx, level, "smtpd: "+what, "reply", st.Reply(), "err", err)
+	if c.logs(level) {
+		c.Logger().Log(c.ctx, level, "smtpd: "+what, "reply", st.Reply(), "err", err)
+	}
 }
 
 // bye says 421, which ends the connection.
@@ -579,15 +667,18 @@ func (c *Conn) guardTrace(f func()) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.server.stats.panics.Add(1)
-			c.log.Error("smtpd: panic in a trace hook", "panic", v, "stack", string(debug.Stack()))
+			c.Logger().Error("smtpd: panic in a trace hook", "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
 	f()
 }
 
+// traces reports whether anybody looks at the lines.
+func (c *Conn) traces() bool { return c.server.Trace != nil && c.server.Trace.Wire != nil }
+
 func (c *Conn) traceWire(sent bool, line string) {
-	if t := c.server.Trace; t != nil && t.Wire != nil {
-		c.guardTrace(func() { t.Wire(c.ctx, c.remote, sent, line) })
+	if c.traces() {
+		c.guardTrace(func() { c.server.Trace.Wire(c.ctx, c.remote, sent, line) })
 	}
 }
 

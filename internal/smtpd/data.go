@@ -1,7 +1,6 @@
 package smtpd
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -28,6 +27,7 @@ type message struct {
 	ended   bool   // the end was seen
 	whole   bool   // and io.EOF was returned to the session
 	failed  error  // the connection failed
+	gone    bool   // it is over: who still reads it has a bug, and must not see what comes next
 	gaveUp  bool   // the client sends far more than is reasonable
 	aborted []byte // the command that ended a sequence of BDAT
 	part    bool   // what is being read is a chunk with others behind it
@@ -38,11 +38,16 @@ func (c *Conn) newMessage() *message {
 	return &message{textCheck: textCheck{maxLine: l.MaxLine, maxSize: l.MaxSize}}
 }
 
+var errGone = errors.New("smtpd: a message was read after Data had returned")
+
 // errAborted is for the log only: the client is answered what it said instead.
 var errAborted = mailspine.Errorf(503, "5.5.1", "The client gave up the message")
 
 // Read is the session's view.
 func (m *message) Read(p []byte) (int, error) {
+	if m.gone {
+		return 0, errGone
+	}
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -93,37 +98,52 @@ func (m *message) fail(err error) {
 }
 
 // dataMessage reads what follows DATA: up to CR LF . CR LF, dots unstuffed
-// (RFC 5321 section 4.5.2).
+// (RFC 5321 section 4.5.2). A piece is as much as is there up to the next dot that begins a line.
 func (c *Conn) dataMessage() *message {
 	m := c.newMessage()
 	begin, cr := true, false // at the beginning of a line; after a CR
 	m.next = func() {
-		frag, err := c.br.ReadSlice('\n')
-		m.raw += int64(len(frag))
-		if err != nil && err != bufio.ErrBufferFull {
+		c.widen()
+		b, err := c.br.Peek(1)
+		if len(b) == 0 {
 			m.fail(err)
 			return
 		}
-		// A fragment is a whole line, or as much of one as the buffer holds.
-		first := begin
-		n := len(frag)
-		begin = frag[n-1] == '\n' && (n > 1 && frag[n-2] == '\r' || n == 1 && cr)
-		cr = frag[n-1] == '\r'
-		if first && frag[0] == '.' {
-			if string(frag) == ".\r\n" {
+		if begin && b[0] == '.' {
+			switch end, err := c.endOfData(); {
+			case err != nil:
+				m.fail(err)
+				return
+			case end:
+				c.br.Discard(len(endOfData))
+				m.raw += int64(len(endOfData))
 				if m.verdict == nil {
 					m.verdict = m.end()
 				}
 				m.pending, m.ended = nil, true
 				return
 			}
-			frag = frag[1:]
+			// What is behind the dot belongs to this line, also if it is another dot. It is there.
+			c.br.Discard(1)
+			m.raw++
 		}
-		m.take(frag)
+		b, _ = c.br.Peek(c.br.Buffered())
+		if cr && b[0] == '\n' && len(b) > 1 && b[1] == '.' {
+			b, begin = b[:1], true
+		} else if i := bytes.Index(b, lineThenDot); i >= 0 {
+			b, begin = b[:i+2], true
+		} else {
+			n := len(b)
+			begin = b[n-1] == '\n' && (n > 1 && b[n-2] == '\r' || n == 1 && cr)
+		}
+		cr = b[len(b)-1] == '\r'
+		c.br.Discard(len(b)) // b stays valid until the next read
+		m.raw += int64(len(b))
+		m.take(b)
 	}
 	m.ready = func() bool {
-		b, _ := c.br.Peek(c.br.Buffered())
-		return bytes.IndexByte(b, '\n') >= 0
+		b, _ := c.br.Peek(min(c.br.Buffered(), len(endOfData)))
+		return len(b) == len(endOfData) || len(b) > 0 && !(begin && b[0] == '.')
 	}
 	m.drain = func() {
 		for !m.ended && m.failed == nil && !m.gaveUp {
@@ -132,6 +152,28 @@ func (c *Conn) dataMessage() *message {
 		m.pending = nil
 	}
 	return m
+}
+
+// What ends a message where a line begins, and what may. They never change.
+var (
+	endOfData   = []byte(".\r\n")
+	lineThenDot = []byte("\r\n.")
+)
+
+// endOfData reports whether what comes next, at the beginning of a line, is the end. It
+// waits for no more octets than it takes to know that.
+func (c *Conn) endOfData() (bool, error) {
+	for n := 1; ; n++ {
+		b, err := c.br.Peek(n)
+		switch {
+		case len(b) < n:
+			return false, err
+		case b[n-1] != endOfData[n-1]:
+			return false, nil
+		case n == len(endOfData):
+			return true, nil
+		}
+	}
 }
 
 func (c *Conn) readyForData() bool {
@@ -169,8 +211,11 @@ func (c *Conn) receive(m *message) {
 	if !c.over {
 		m.drain()
 	}
+	m.gone = true
 	c.inData, c.dataEnd = false, time.Time{}
-	c.traceWire(false, fmt.Sprintf("[message of %d octets]", m.size))
+	if c.traces() {
+		c.traceWire(false, fmt.Sprintf("[message of %d octets]", m.size))
+	}
 
 	switch {
 	case m.failed != nil:
@@ -179,7 +224,7 @@ func (c *Conn) receive(m *message) {
 		err = errAborted
 	case m.verdict != nil:
 		if err == nil {
-			c.log.Error("smtpd: the session took a message that must not be taken", "id", env.ID, "err", m.verdict)
+			c.Logger().Error("smtpd: the session took a message that must not be taken", "id", env.ID, "err", m.verdict)
 		}
 		err = m.verdict
 	case err == nil && !m.whole:
@@ -252,20 +297,25 @@ func (c *Conn) answer(text string, err error) {
 
 // finished counts, logs and traces the end of a transaction.
 func (c *Conn) finished(env *mailspine.Envelope, m *message, err error, took time.Duration) {
-	attrs := []any{"id", env.ID, "from", env.From.Path(), "recipients", len(env.Recipients), "size", m.size,
-		"helo", env.Origin.Helo, "proto", env.Origin.Proto, "login", env.Origin.Login, "took", took.Round(time.Microsecond)}
+	level, text := slog.LevelInfo, "smtpd: message taken"
+	var st *mailspine.Error
 	if err == nil {
 		c.server.stats.messages.Add(1)
-		c.log.Info("smtpd: message taken", attrs...)
 	} else {
 		c.server.stats.refused.Add(1)
-		st := mailspine.Status(err)
-		level := slog.LevelInfo
+		text, st = "smtpd: message not taken", mailspine.Status(err)
 		var planned *mailspine.Error
 		if !errors.As(err, &planned) && st.Enhanced == (mailspine.EnhancedCode{4, 3, 0}) {
 			level = slog.LevelError
 		}
-		c.log.Log(c.ctx, level, "smtpd: message not taken", append(attrs, "reply", st.Reply(), "err", err)...)
+	}
+	if c.logs(level) { // or the attributes would be made for nobody
+		attrs := []any{"id", env.ID, "from", env.From.Path(), "recipients", len(env.Recipients), "size", m.size,
+			"helo", env.Origin.Helo, "proto", env.Origin.Proto, "login", env.Origin.Login, "took", took.Round(time.Microsecond)}
+		if err != nil {
+			attrs = append(attrs, "reply", st.Reply(), "err", err)
+		}
+		c.Logger().Log(c.ctx, level, text, attrs...)
 	}
 	c.trace(func(t *Trace) {
 		if t.Message != nil {
@@ -285,6 +335,7 @@ func (c *Conn) bdat(arg string) {
 	m := c.newMessage()
 	var left int64
 	next := func() {
+		c.widen()
 		b, err := c.br.Peek(1)
 		if len(b) == 0 {
 			m.fail(err)

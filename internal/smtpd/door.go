@@ -2,9 +2,11 @@ package smtpd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,7 +56,9 @@ type Door struct {
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
 
-	single atomic.Bool
+	single  atomic.Bool
+	buffers sync.Pool // of *[dataBuffer]byte
+	readers sync.Pool // of *bufio.Reader
 }
 
 // Rcpt is to be called for each RCPT, before the recipient is accepted; an error
@@ -90,7 +94,7 @@ func (d *Door) Take(ctx context.Context, tx *Transaction, r io.Reader, prepare P
 	}
 	defer stage.Close()
 	w := &eightBit{w: stage}
-	if _, err := io.Copy(w, r); err != nil {
+	if err := d.copy(w, r); err != nil {
 		return "", err
 	}
 	if w.found && env.Body == mailspine.Body7Bit {
@@ -100,7 +104,7 @@ func (d *Door) Take(ctx context.Context, tx *Transaction, r io.Reader, prepare P
 	if err != nil {
 		return "", err
 	}
-	h, err := mailspine.ReadHeader(ctx, msg, 0)
+	h, err := d.header(ctx, msg)
 	if errors.Is(err, mailspine.ErrHeaderTooLarge) {
 		return "", mailspine.Errorf(554, "5.6.0", "Header is too large").WithCause(err)
 	}
@@ -128,6 +132,32 @@ func (d *Door) Take(ctx context.Context, tx *Transaction, r io.Reader, prepare P
 		return "", err
 	}
 	return "Ok: queued as " + string(env.ID), nil
+}
+
+// copy is io.Copy with a buffer that is used again.
+func (d *Door) copy(w io.Writer, r io.Reader) error {
+	buf, _ := d.buffers.Get().(*[dataBuffer]byte)
+	if buf == nil {
+		buf = new([dataBuffer]byte)
+	}
+	defer d.buffers.Put(buf)
+	_, err := io.CopyBuffer(w, r, buf[:])
+	return err
+}
+
+// header is mailspine.ReadHeader with a buffer that is used again.
+func (d *Door) header(ctx context.Context, msg mailspine.Content) (*mailspine.Header, error) {
+	r, err := msg.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	br := reader(&d.readers, readBuffer, r)
+	defer func() {
+		br.Reset(nil)
+		d.readers.Put(br)
+	}()
+	return mailspine.ParseHeader(br, 0) // which reads from a *bufio.Reader of this size directly
 }
 
 func (d *Door) log() *slog.Logger {
@@ -199,13 +229,24 @@ type eightBit struct {
 }
 
 func (e *eightBit) Write(p []byte) (int, error) {
-	if !e.found {
-		for _, b := range p {
-			if b >= 0x80 {
-				e.found = true
-				break
-			}
+	e.found = e.found || !ascii(p)
+	return e.w.Write(p)
+}
+
+// ascii reports whether no octet has its high bit set, eight at a time.
+func ascii(p []byte) bool {
+	const high = 0x8080808080808080
+	for len(p) >= 32 {
+		if (binary.NativeEndian.Uint64(p)|binary.NativeEndian.Uint64(p[8:])|
+			binary.NativeEndian.Uint64(p[16:])|binary.NativeEndian.Uint64(p[24:]))&high != 0 {
+			return false
+		}
+		p = p[32:]
+	}
+	for _, b := range p {
+		if b >= 0x80 {
+			return false
 		}
 	}
-	return e.w.Write(p)
+	return true
 }

@@ -74,6 +74,8 @@ const (
 	// readBuffer and writeBuffer are what an idle connection costs besides its goroutine.
 	readBuffer  = 4096
 	writeBuffer = 2048
+	// dataBuffer is what is read at once of a message, and what a connection has besides while one comes in.
+	dataBuffer = 16 << 10
 )
 
 // earliest returns the earlier of two deadlines; zero is never.

@@ -51,6 +51,9 @@ const maxParams = 20
 
 // params splits esmtp-params (RFC 5321 section 4.1.2), keywords in upper case.
 func params(s string) (map[string]string, error) {
+	if s == "" {
+		return nil, nil
+	}
 	m := map[string]string{}
 	for _, p := range strings.Fields(s) {
 		k, v, hasValue := strings.Cut(p, "=")

@@ -15,30 +15,38 @@ import (
 // proto and TLS come from env.Origin; a HELO that is no domain becomes "unknown".
 func Received(env *mailspine.Envelope, by string, now time.Time) []byte {
 	o := env.Origin
-	var b strings.Builder
-	b.WriteString("Received: from " + traceName(o.Helo, env.UTF8))
+	b := make([]byte, 0, 256)
+	b = append(b, "Received: from "...)
+	b = append(b, traceName(o.Helo, env.UTF8)...)
 	if a := o.Addr.Addr(); a.IsValid() {
-		lit := "[" + a.Unmap().WithZone("").String() + "]"
-		if !a.Unmap().Is4() {
-			lit = "[IPv6:" + a.WithZone("").String() + "]"
+		a = a.WithZone("")
+		if b = append(b, " (["...); !a.Unmap().Is4() {
+			b = append(b, "IPv6:"...)
 		}
-		b.WriteString(" (" + lit + ")")
+		b = append(a.Unmap().AppendTo(b), "])"...)
 	}
-	b.WriteString("\r\n\tby " + traceName(by, env.UTF8))
+	b = append(b, "\r\n\tby "...)
+	b = append(b, traceName(by, env.UTF8)...)
 	if o.Proto != "" {
-		b.WriteString(" with " + traceName(o.Proto, false))
+		b = append(b, " with "...)
+		b = append(b, traceName(o.Proto, false)...)
 	}
 	if o.TLS.Version != "" {
-		b.WriteString("\r\n\t(" + comment(o.TLS.Version+" "+o.TLS.Cipher) + ")")
+		b = append(b, "\r\n\t("...)
+		b = append(b, comment(o.TLS.Version+" "+o.TLS.Cipher)...)
+		b = append(b, ')')
 	}
-	b.WriteString("\r\n\tid " + traceName(string(env.ID), false))
+	b = append(b, "\r\n\tid "...)
+	b = append(b, traceName(string(env.ID), false)...)
 	if len(env.Recipients) == 1 {
 		if a := env.Recipients[0].Address; a.IsASCII() || env.UTF8 {
-			b.WriteString("\r\n\tfor " + a.Path())
+			b = append(b, "\r\n\tfor "...)
+			b = append(b, a.Path()...)
 		}
 	}
-	b.WriteString(";\r\n\t" + now.Format("Mon, 02 Jan 2006 15:04:05 -0700") + "\r\n")
-	return []byte(b.String())
+	b = append(b, ";\r\n\t"...)
+	b = now.AppendFormat(b, "Mon, 02 Jan 2006 15:04:05 -0700")
+	return append(b, "\r\n"...)
 }
 
 // HeaderEnds reports whether msg's header block h ends properly, with an empty line or

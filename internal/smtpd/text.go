@@ -28,6 +28,23 @@ func errTooBig(max int64) *mailspine.Error {
 // scan looks at the next piece and returns the first rule that the message breaks. It may be called after
 // that, to find out whether the message is bare besides.
 func (t *textCheck) scan(p []byte) error {
+	if t.sound(p) {
+		return nil
+	}
+	// Line by line, so that what is found does not depend on how the message came.
+	for len(p) > 0 && !t.bare {
+		n := len(p)
+		if i := bytes.IndexByte(p, '\n'); i >= 0 {
+			n = i + 1
+		}
+		t.scanLine(p[:n])
+		p = p[n:]
+	}
+	return t.bad
+}
+
+// scanLine is scan for no more than one line.
+func (t *textCheck) scanLine(p []byte) {
 	t.size += int64(len(p))
 	switch {
 	case t.bad != nil:
@@ -36,50 +53,73 @@ func (t *textCheck) scan(p []byte) error {
 	case bytes.IndexByte(p, 0) >= 0:
 		t.bad = mailspine.Errorf(554, "5.6.0", "Message has a NUL (RFC 2045 section 2.8)")
 	}
-	for len(p) > 0 {
-		i := bytes.IndexByte(p, '\n')
-		seg := p
-		if i >= 0 {
-			seg = p[:i]
+	seg, lf := bytes.CutSuffix(p, []byte{'\n'})
+	if len(seg) > 0 {
+		j := bytes.IndexByte(seg, '\r')
+		if t.cr || j >= 0 && j < len(seg)-1 {
+			t.isBare()
+			return
 		}
-		if len(seg) > 0 {
-			j := bytes.IndexByte(seg, '\r')
-			if t.cr || j >= 0 && j < len(seg)-1 {
-				return t.isBare()
-			}
-			t.cr = j >= 0
-		}
-		t.line += len(seg)
-		if i >= 0 {
-			t.line++
-		}
-		if t.bad == nil && t.maxLine > 0 && t.line > t.maxLine {
-			t.bad = mailspine.Errorf(554, "5.6.0", "Message has a line of more than %d octets (RFC 5321 section 4.5.3.1.6)", t.maxLine)
-		}
+		t.cr = j >= 0
+	}
+	t.line += len(p)
+	if t.bad == nil && t.maxLine > 0 && t.line > t.maxLine {
+		t.bad = mailspine.Errorf(554, "5.6.0", "Message has a line of more than %d octets (RFC 5321 section 4.5.3.1.6)", t.maxLine)
+	}
+	switch {
+	case !lf:
+	case !t.cr:
+		t.isBare()
+	default:
+		t.cr, t.line = false, 0
+	}
+}
+
+// sound is the short way through a piece that breaks no rule, as nearly all do: it reports whether
+// that is so, and only then moves on. Whatever is unusual is left to scan.
+func (t *textCheck) sound(p []byte) bool {
+	size := t.size + int64(len(p))
+	if len(p) == 0 || t.bad != nil || t.cr || t.maxSize > 0 && size > t.maxSize {
+		return false
+	}
+	lines, line, rest := 0, t.line, p
+	for {
+		i := bytes.IndexByte(rest, '\n')
 		if i < 0 {
 			break
 		}
-		if !t.cr {
-			return t.isBare()
+		if i == 0 || rest[i-1] != '\r' || t.maxLine > 0 && line+i+1 > t.maxLine {
+			return false
 		}
-		t.cr, t.line = false, 0
-		p = p[i+1:]
+		lines, line, rest = lines+1, 0, rest[i+1:]
 	}
-	return t.bad
+	if line += len(rest); t.maxLine > 0 && line > t.maxLine {
+		return false
+	}
+	// Each LF has a CR before it. If there are no more CRs than that, none stands alone.
+	cr := p[len(p)-1] == '\r'
+	if cr {
+		lines++
+	}
+	if bytes.Count(p, []byte{'\r'}) != lines || bytes.IndexByte(p, 0) >= 0 {
+		return false
+	}
+	t.size, t.line, t.cr = size, line, cr
+	return true
 }
 
-func (t *textCheck) isBare() error {
+func (t *textCheck) isBare() {
 	t.bare = true
 	if t.bad == nil {
 		t.bad = errBare
 	}
-	return t.bad
 }
 
 // end is called after the last piece.
 func (t *textCheck) end() error {
 	if t.cr {
-		return t.isBare()
+		t.isBare()
+		return t.bad
 	}
 	return nil
 }
