@@ -13,21 +13,21 @@ import (
 type delivery struct {
 	q      *Queue
 	lease  Lease
+	ended  bool                    // by an operator: nothing was attempted
 	cancel context.CancelCauseFunc // of the context that Next gets; guarded by mu
 
-	mu       sync.Mutex // also held while the lease is extended, so that no extension undoes a longer one
-	over     bool       // Deliver has returned: the Attempt is inert
-	lost     bool       // the lease is
-	end      time.Time  // of the lease, at the latest
-	receipts []receipt
-}
-
-type receipt struct {
-	mailspine.Receipt
-	set bool
+	mu       sync.Mutex          // also held while the lease is extended, so that no extension undoes a longer one
+	over     bool                // Deliver has returned: the Attempt is inert
+	lost     bool                // the lease is
+	end      time.Time           // of the lease, at the latest
+	receipts []mailspine.Receipt // by recipient
 }
 
 var _ mailspine.Attempt = (*delivery)(nil)
+
+func newDelivery(q *Queue, l Lease, end time.Time) *delivery {
+	return &delivery{q: q, lease: l, end: end, receipts: make([]mailspine.Receipt, len(l.Envelope.Recipients))}
+}
 
 const (
 	// commitMargin is for how long a lease lasts beyond the answer to the final
@@ -60,7 +60,7 @@ func (d *delivery) Record(i int, r mailspine.Receipt) {
 		return
 	}
 	r.Reply = line(r.Reply, maxText)
-	d.receipts[i] = receipt{r, true}
+	d.receipts[i] = r
 }
 
 // extend makes the lease last for ttl at least, if it ends within the next
@@ -93,16 +93,12 @@ func (d *delivery) extend(ctx context.Context, ttl, within time.Duration) error 
 	return err
 }
 
-// finish makes the Attempt inert and returns the receipts.
+// finish makes the Attempt inert and returns the receipts, which do not change any more.
 func (d *delivery) finish() []mailspine.Receipt {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.over = true
-	res := make([]mailspine.Receipt, len(d.receipts))
-	for i, r := range d.receipts {
-		res[i] = r.Receipt
-	}
-	return res
+	return d.receipts
 }
 
 func (d *delivery) isLost() bool {
@@ -114,6 +110,14 @@ func (d *delivery) isLost() bool {
 func (d *delivery) info() AttemptInfo {
 	return AttemptInfo{
 		Item: d.lease.Token.Item, Route: d.lease.Route, Envelope: d.lease.Envelope,
-		Attempt: d.lease.Attempts + 1, Age: d.lease.Age,
+		Attempt: d.attempt(), Age: d.lease.Age,
 	}
+}
+
+// attempt is which one it is, from 1. What an operator ends has its last one, or 0.
+func (d *delivery) attempt() int {
+	if d.ended {
+		return d.lease.Attempts
+	}
+	return d.lease.Attempts + 1
 }

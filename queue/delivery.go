@@ -37,7 +37,7 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 	if t := env.HoldUntil; !t.IsZero() {
 		// A delay in a store is bounded, and its clock is not ours.
 		if wait := t.Sub(q.now()); wait > 0 {
-			settled = q.giveBack(work, d, max(wait, minWait), "held by its sender", false)
+			settled = q.giveBack(work, d, wait, "held by its sender", false)
 			return
 		}
 	}
@@ -48,47 +48,41 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 				settled = q.giveBack(work, d, 0, "interrupted by a shutdown", true)
 				return
 			}
-			q.logger().ErrorContext(ctx, "asking the gate failed", "route", d.lease.Route, "err", err)
 			hold = Hold{Reason: "the gate failed: " + line(err.Error(), maxText)}
 		}
-		if !hold.IsZero() {
+		if hold.IsZero() {
+			q.pass(d.lease.Route)
+		} else {
 			until := hold.Until
 			if until.IsZero() {
 				until = q.now().Add(holdUnknown)
 			}
 			if wait := until.Sub(q.now()); wait > 0 {
-				q.hold(d.lease.Route, until)
+				// The items of a route that is held are asked for one by one: that is one failure.
+				if news := q.hold(d.lease.Route, until); news && err != nil {
+					q.logger().ErrorContext(ctx, "asking the gate failed", "route", d.lease.Route, "err", err)
+				}
 				settled = q.giveBack(work, d, wait, hold.String(), true)
 				return
 			}
 		}
 	}
 
-	// The Router is asked again. Recipients that have no way are not given to
-	// Next. Those that would go another way by now go along: an item is not
-	// split once it is stored.
-	errs := make(mailspine.RecipientErrors, len(env.Recipients))
-	var index []int
-	for i, rcpt := range env.Recipients {
-		if _, err := q.routeNow(ctx, d, env, rcpt); err != nil {
-			errs[i] = err
-		} else {
-			index = append(index, i)
-		}
-	}
-
+	errs, index := q.ways(ctx, d)
 	begun := time.Now()
-	if len(index) > 0 {
+	if n := len(env.Recipients); index == nil || len(index) > 0 {
 		actx := mailspine.WithAttempt(ctx, d)
 		part := env
-		if len(index) < len(env.Recipients) {
-			part = env.Subset(index)
+		if index != nil {
+			part, n = env.Subset(index), len(index)
 			actx = mailspine.WithSubset(actx, index)
 		}
-		msg := storedContent{store: q.Store, id: env.ID, size: d.lease.Size}
-		err := q.next(actx, d, part, msg)
-		for j, e := range mailspine.ErrorsFor(err, len(index)) {
-			errs[index[j]] = e
+		got := mailspine.ErrorsFor(q.next(actx, d, part, storedContent{store: q.Store, id: env.ID, size: d.lease.Size}), n)
+		if index == nil {
+			errs = got
+		}
+		for j, i := range index {
+			errs[i] = got[j]
 		}
 	}
 	took := time.Since(begun)
@@ -112,6 +106,33 @@ func (q *Queue) handle(work context.Context, d *delivery) {
 		}
 	}
 	settled = q.conclude(work, d, errs, receipts, took)
+}
+
+// ways asks the Router again. Recipients that have no way get its error, and are not given to
+// Next: index has the others, and is nil if it is all of them. Those that would go another way by now
+// go along: an item is not split once it is stored.
+func (q *Queue) ways(ctx context.Context, d *delivery) (errs mailspine.RecipientErrors, index []int) {
+	if q.Router == nil {
+		return nil, nil // by domain there is always one
+	}
+	env := d.lease.Envelope
+	for i, rcpt := range env.Recipients {
+		_, err := q.routeNow(ctx, d, env, rcpt)
+		if err != nil && errs == nil {
+			errs = make(mailspine.RecipientErrors, len(env.Recipients))
+			index = make([]int, 0, len(env.Recipients))
+			for j := range i {
+				index = append(index, j)
+			}
+		}
+		switch {
+		case err != nil:
+			errs[i] = err
+		case errs != nil:
+			index = append(index, i)
+		}
+	}
+	return errs, index
 }
 
 // ready asks the Gate. A panic is a failure of it.
@@ -164,72 +185,6 @@ func (q *Queue) lostLease(ctx context.Context, d *delivery, taken int) {
 	if f := q.trace().Lost; f != nil {
 		f(ctx, d.info())
 	}
-}
-
-// clock tells for how long the message could have been delivered, and
-// whether its sender's own limit (RFC 2852) is over and how far away it is.
-func (q *Queue) clock(l Lease) (age, deliverBy time.Duration, limited bool) {
-	age = l.Age
-	now := q.now()
-	if h := l.Envelope.HoldUntil; !h.IsZero() {
-		age = max(0, min(age, now.Sub(h)))
-	}
-	if t := l.Envelope.DeliverBy.Time; !t.IsZero() {
-		return age, t.Sub(now), true
-	}
-	return age, 0, false
-}
-
-// retry asks the policy.
-func (q *Queue) retry(ctx context.Context, d *delivery, attempts int) (delay time.Duration, ok bool) {
-	age, by, limited := q.clock(d.lease)
-	if limited && d.lease.Envelope.DeliverBy.Return && by <= 0 {
-		return 0, false
-	}
-	delay, ok = q.policy(ctx, d, attempts, age)
-	if limited && by > 0 {
-		delay = min(delay, by)
-	}
-	if delay <= 0 {
-		delay = minWait
-	}
-	return min(delay, maxDelay), ok
-}
-
-func (q *Queue) policy(ctx context.Context, d *delivery, attempts int, age time.Duration) (delay time.Duration, ok bool) {
-	if q.Retry == nil {
-		return DefaultRetry{}.Next(attempts, age, q.random())
-	}
-	defer func() {
-		// A policy that panics must not undo what was delivered.
-		if r := recover(); r != nil {
-			q.panicked(ctx, d, "Retry", r)
-			delay, ok = DefaultRetry{}.Next(attempts, age, 0.5)
-		}
-	}()
-	return q.Retry.Next(attempts, age, q.random())
-}
-
-// giveBack ends a lease without an attempt, or as expired if there is no more time
-// to try. It reports whether the lease has been dealt with.
-func (q *Queue) giveBack(ctx context.Context, d *delivery, wait time.Duration, reason string, gate bool) bool {
-	if _, ok := q.retry(ctx, d, d.lease.Attempts); !ok {
-		errs := make(mailspine.RecipientErrors, len(d.lease.Envelope.Recipients))
-		for i := range errs {
-			errs[i] = &mailspine.NotNow{Reason: reason}
-		}
-		return q.conclude(ctx, d, errs, d.finish(), 0)
-	}
-	wait = min(max(wait, 0), maxDelay)
-	if !q.abandon(ctx, d, wait, reason) {
-		return false
-	}
-	q.counters.held.Add(1)
-	q.logger().InfoContext(ctx, "not now", "id", d.lease.Envelope.ID, "route", d.lease.Route, "reason", reason, "delay", wait)
-	if f := q.trace().Held; f != nil {
-		f(ctx, HeldInfo{AttemptInfo: d.info(), Reason: reason, Delay: wait, Gate: gate})
-	}
-	return true
 }
 
 // abandon gives a lease back. If the store fails, the lease ends by itself.

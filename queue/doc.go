@@ -27,6 +27,25 @@
 // served now, a [RetryPolicy] when to try again and when to give up, and
 // Queue.Notifications takes the delivery status notifications (RFC 3464).
 //
+// Fairness is the store's: destinations take turns, and the tenants of one, by Queue.Weight, so that a
+// backlog of one tenant delays a message of another by a few deliveries. Concurrency bounds what is delivered at a
+// time, PerRoute what of it goes one way: a destination that is slow or dead holds up nobody else.
+// What waits takes no memory here, however much it is.
+//
+// # Reports
+//
+// Senders get the notifications that RFC 3461 and 3464 describe, with a part that people can read: failures, a delay once,
+// success where it was asked for and the next hop will not tell, and what DELIVERBY (RFC 2852) asks for. Those of
+// internationalised mail follow RFC 6533, and are plain where nothing needs UTF-8. Nobody answers to the null reverse-path;
+// what fails of such messages is for Queue.Postmaster. A message expires and its sender is
+// told of a delay also if it was only held, and never tried.
+//
+// # Operators
+//
+// List, StoreStats, Breakdown and Health look into a queue; Control holds, releases, flushes, deletes and reroutes what a
+// [Filter] selects, and Bounce gives it up, with a report. They need a store that has [Inspector] and
+// [Controller], as ours have. Package control offers them over a local socket.
+//
 // # What is counted
 //
 // Of each recipient accepted, exactly one of these holds at any time: it is delivered, it has

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/mailspine/mailspine"
@@ -67,4 +69,46 @@ func ExampleDefaultRetry() {
 	// 5m0s true
 	// 20m0s true
 	// 0s false
+}
+
+// An operator stops what a tenant sends, looks at it, and gives part of it up.
+func ExampleQueue_Control() {
+	ctx := context.Background()
+	q := &queue.Queue{Store: memqueue.New(nil), Hostname: "mx.example.org", Logger: slog.New(slog.DiscardHandler)}
+	joe, _ := mailspine.ParseAddress("joe@example.org")
+	for _, to := range []string{"ann@example.net", "bob@example.net", "cid@example.com"} {
+		rcpt, _ := mailspine.ParseAddress(to)
+		env := &mailspine.Envelope{From: joe, Tenant: "shop", Recipients: []mailspine.Recipient{{Address: rcpt}}}
+		if err := q.Deliver(ctx, env, mailspine.StringContent("Subject: hello\r\n\r\nHello.\r\n")); err != nil {
+			fmt.Println(err)
+		}
+	}
+
+	shop := queue.Filter{Tenant: "shop"}
+	done, err := q.Control(ctx, shop, queue.Command{Op: queue.OpHold, Reason: "is this spam?"})
+	fmt.Println(done.Changed, "held", err)
+	done, err = q.Bounce(ctx, queue.Filter{Tenant: "shop", Domain: "example.com"}, mailspine.Errorf(554, "5.7.1", "Not from here"))
+	fmt.Println(done.Changed, "bounced", err)
+	done, err = q.Control(ctx, shop, queue.Command{Op: queue.OpRelease})
+	fmt.Println(done.Changed, "released", err)
+
+	var all []string
+	for it, err := range q.List(ctx, queue.Filter{}) {
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		all = append(all, fmt.Sprint(it.State, " from ", it.Envelope.From.Path(), " to ", it.Envelope.Recipients[0].Address.Path()))
+	}
+	slices.Sort(all)
+	fmt.Println(strings.Join(all, "\n"))
+	fmt.Println(q.Health(ctx))
+	// Output:
+	// 3 held <nil>
+	// 1 bounced <nil>
+	// 2 released <nil>
+	// due from <> to <joe@example.org>
+	// due from <joe@example.org> to <ann@example.net>
+	// due from <joe@example.org> to <bob@example.net>
+	// queue: Run is not running: nothing is delivered
 }

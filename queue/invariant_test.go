@@ -19,7 +19,7 @@ import (
 
 // accepted = delivered + bounced + held + queued, whatever fails: Next answers at
 // random and panics, the gate closes, the store fails and loses leases, Run is
-// stopped and started. Nothing is delivered twice without a lost lease.
+// stopped and started, operators interfere. Nothing is delivered twice without a lost lease.
 func TestInvariant(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		rapid.SyncTest(rt, func(rt *rapid.T) { checkInvariant(rt) })
@@ -36,6 +36,7 @@ func checkInvariant(rt *rapid.T) {
 	rcpts := rapid.SliceOfN(rapid.IntRange(1, 4), n, n).Draw(rt, "recipients")
 	stops := rapid.SliceOfN(rapid.IntRange(1, 500), 0, 3).Draw(rt, "stops")
 	losing := rapid.Bool().Draw(rt, "losing")
+	commands := rapid.SliceOfN(rapid.IntRange(0, 5), 0, 8).Draw(rt, "commands")
 
 	var mu sync.Mutex
 	next := func(s []int) func() int {
@@ -125,9 +126,32 @@ func checkInvariant(rt *rapid.T) {
 			}
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(minutes)*time.Minute)
+		// Operators interfere while it runs. What they get as an error is the store's.
+		var operators sync.WaitGroup
+		for j, c := range commands {
+			operators.Go(func() {
+				time.Sleep(time.Duration(minutes*(j+1)/(len(commands)+1)) * time.Minute)
+				one := queue.Filter{Route: queue.Route(fmt.Sprintf("d%d.example", j%2))}
+				switch c {
+				case 0:
+					q.Control(ctx, one, queue.Command{Op: queue.OpHold, Reason: "wait"})
+				case 1:
+					q.Control(ctx, one, queue.Command{Op: queue.OpRelease})
+				case 2:
+					q.Control(ctx, one, queue.Command{Op: queue.OpFlush})
+				case 3:
+					q.Bounce(ctx, one, nil)
+				case 4:
+					q.Control(ctx, one, queue.Command{Op: queue.OpReroute, Route: "d7.example"})
+				case 5:
+					q.Control(ctx, queue.Filter{}, queue.Command{Op: queue.OpReroute})
+				}
+			})
+		}
 		if err := q.Run(ctx); err != nil {
 			rt.Fatalf("Run: %v", err)
 		}
+		operators.Wait()
 		cancel()
 		synctest.Wait()
 		left := map[string]int{}
@@ -150,7 +174,7 @@ func checkInvariant(rt *rapid.T) {
 			}
 		}
 	}
-	if st, err := store.Stats(context.Background()); err != nil || st.Items > 0 && !losing && q.Stats().Lost == 0 && st.Waiting+st.Due != st.Items {
+	if st, err := store.Stats(context.Background()); err != nil || st.Items > 0 && !losing && q.Stats().Lost == 0 && st.Waiting+st.Due+st.Held != st.Items {
 		rt.Fatalf("%+v, %v: something stays leased", st, err)
 	}
 	store.Close()

@@ -3,6 +3,7 @@ package queue_test
 import (
 	"context"
 	"errors"
+	"iter"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,26 @@ type faulty struct {
 
 func (f *faulty) Wait(ctx context.Context, exclude []queue.Route) error {
 	return f.Store.(queue.Waiter).Wait(ctx, exclude)
+}
+
+func (f *faulty) List(ctx context.Context, fl queue.Filter) iter.Seq2[queue.Item, error] {
+	return f.Store.(queue.Inspector).List(ctx, fl)
+}
+
+func (f *faulty) Stats(ctx context.Context) (queue.Stats, error) {
+	return f.Store.(queue.Inspector).Stats(ctx)
+}
+
+func (f *faulty) Breakdown(ctx context.Context) iter.Seq2[queue.Group, error] {
+	return f.Store.(queue.Inspector).Breakdown(ctx)
+}
+
+func (f *faulty) Control(ctx context.Context, fl queue.Filter, c queue.Command) (queue.Changed, error) {
+	return f.Store.(queue.Controller).Control(ctx, fl, c)
+}
+
+func (f *faulty) Take(ctx context.Context, fl queue.Filter, max int, ttl time.Duration) ([]queue.Lease, error) {
+	return f.Store.(queue.Controller).Take(ctx, fl, max, ttl)
 }
 
 func (f *faulty) Lease(ctx context.Context, r queue.LeaseRequest) ([]queue.Lease, error) {
@@ -159,9 +180,9 @@ func TestLostWhileRunning(t *testing.T) {
 		f.extend = func(time.Duration) (bool, error) { return true, nil }
 		b.q.Store = f
 	}, func(b *bench) {
-		n := 0
+		var n atomic.Int64 // the lost delivery may still be running
 		b.answer = func(ctx context.Context, _ *mailspine.Envelope) error {
-			if n++; n > 1 {
+			if n.Add(1) > 1 {
 				return nil
 			}
 			<-ctx.Done()
@@ -184,9 +205,9 @@ func TestRenewalFails(t *testing.T) {
 		f.extend = func(time.Duration) (bool, error) { return false, errors.New("away") }
 		b.q.Store = f
 	}, func(b *bench) {
-		n := 0
+		var n atomic.Int64 // the lost delivery may still be running
 		b.answer = func(ctx context.Context, _ *mailspine.Envelope) error {
-			if n++; n > 1 {
+			if n.Add(1) > 1 {
 				return nil
 			}
 			<-ctx.Done()

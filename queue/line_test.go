@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bufio"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -40,7 +41,7 @@ func FuzzCountHops(f *testing.F) {
 			return
 		}
 		want := len(h.Values("Received"))
-		got, err := countHops(strings.NewReader(s), 1<<20)
+		got, err := countHops(bufio.NewReaderSize(strings.NewReader(s), hopsBuffer), 1<<20)
 		if err != nil || got != want && len(s) < 4096 {
 			t.Errorf("%q has %d hops, %v; want %d", s, got, err, want)
 		}

@@ -25,6 +25,9 @@ func (m Message) Validate(msg mailspine.Content) error {
 	if msg.Size() < 0 {
 		return bad("the content has a negative size")
 	}
+	if m.Weight < 0 || m.Weight > MaxWeight {
+		return bad("Weight is %d, not from 0 to %d", m.Weight, MaxWeight)
+	}
 	seen := make([]bool, len(m.Envelope.Recipients))
 	n := 0
 	for _, it := range m.Items {

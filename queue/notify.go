@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/report"
@@ -26,43 +27,93 @@ const (
 type note struct {
 	env     *mailspine.Envelope
 	content []byte
+	dropped bool // the store refused it
 }
 
-// warn marks the recipients whose sender is told of the delay now. RFC 3461
+// postmasterReport begins the ID of a report to the postmaster, and of the parts that a
+// forwarder makes of it (Envelope.PartID): one that fails is not reported again.
+const postmasterReport = "dsn-pm-"
+
+// isReport reports whether a message is a notification of this package.
+func isReport(env *mailspine.Envelope) bool {
+	return env.From.IsZero() && strings.HasPrefix(string(env.ID), "dsn-")
+}
+
+// reader returns who is told of the failures of a message: its sender, and the postmaster in the
+// place of the null reverse-path. The zero Address: nobody.
+func (q *Queue) reader(env *mailspine.Envelope) mailspine.Address {
+	switch {
+	case !env.From.IsZero():
+		return env.From
+	case strings.HasPrefix(string(env.ID), postmasterReport):
+		return mailspine.Address{}
+	}
+	return q.Postmaster
+}
+
+// mayWarn reports whether a sender may be told of a recipient's delay, which was not yet done. RFC 3461
 // section 4.1: without a NOTIFY, delays may be told.
-func (q *Queue) warn(d *delivery, verdicts []verdict) {
+func mayWarn(r mailspine.Recipient, warned bool) bool {
+	return !warned && (r.Notify == 0 || r.Notify&mailspine.NotifyDelay != 0)
+}
+
+// warnable reports whether there is a recipient whose delay the sender may be told.
+func (q *Queue) warnable(d *delivery) bool {
+	for i, r := range d.lease.Envelope.Recipients {
+		if mayWarn(r, d.lease.Recipients[i].Warned) {
+			return !d.lease.Envelope.From.IsZero()
+		}
+	}
+	return false
+}
+
+// warn marks the recipients whose sender is told of the delay now, and reports whether there are any.
+func (q *Queue) warn(d *delivery, verdicts []verdict) (any bool) {
 	after := orDefault(q.WarnAfter, DefaultWarnAfter)
 	age, by, limited := q.clock(d.lease)
 	late := limited && by <= 0 // RFC 2852 section 4: with N, the sender is told, and it goes on
-	if after < 0 || age < after && !late || d.lease.Envelope.From.IsZero() {
-		return
+	if !late && (after < 0 || age < after) || d.lease.Envelope.From.IsZero() {
+		return false
 	}
 	for i := range verdicts {
 		v := &verdicts[i]
-		notify := d.lease.Envelope.Recipients[i].Notify
-		if v.result.State == Open && !v.result.Warned && (notify == 0 || notify&mailspine.NotifyDelay != 0) {
-			v.warn = true
+		if v.result.State == Open && mayWarn(d.lease.Envelope.Recipients[i], v.result.Warned) {
+			v.warn, v.late = true, late
 			v.result.Warned = true
+			any = true
 		}
 	}
+	return any
 }
 
 // action says what is reported of a recipient; "": nothing.
-func action(rcpt mailspine.Recipient, v verdict) report.Action {
+func action(env *mailspine.Envelope, rcpt mailspine.Recipient, v *verdict) report.Action {
+	if env.From.IsZero() {
+		// The postmaster is not the sender, whose NOTIFY it was: a NEVER does not count, nor what else
+		// was asked for. It is the last that is heard of the message.
+		if v.result.State == Failed {
+			return report.Failed
+		}
+		return ""
+	}
+	relayed := v.result.Receipt.RemoteMTA != "" // a next hop without a name is our own mail drop
 	switch {
 	case v.warn:
 		return report.Delayed
 	case v.result.State == Failed && (rcpt.Notify == 0 || rcpt.Notify&mailspine.NotifyFailure != 0):
 		return report.Failed
-	case v.result.State == Delivered && rcpt.Notify&mailspine.NotifySuccess != 0 && !v.result.Receipt.DSNRelayed:
+	case v.result.State != Delivered:
+		return ""
+	case relayed && env.DeliverBy.Trace && !env.DeliverBy.Time.IsZero() && rcpt.Notify != mailspine.NotifyNever:
+		return report.Relayed // RFC 2852: by-trace asks for each hand-over
+	case rcpt.Notify&mailspine.NotifySuccess == 0 || v.result.Receipt.DSNRelayed:
+		return ""
+	case relayed:
 		// RFC 3461 section 5.2.2: who hands a message to a system that will not tell
-		// says "relayed". A next hop without a name is our own mail drop.
-		if v.result.Receipt.RemoteMTA != "" {
-			return report.Relayed
-		}
-		return report.Delivered
+		// says "relayed".
+		return report.Relayed
 	}
-	return ""
+	return report.Delivered
 }
 
 // notification makes what the sender is told, or returns nil. Nothing is ever sent to
@@ -73,12 +124,18 @@ func action(rcpt mailspine.Recipient, v verdict) report.Action {
 // the same notification; when something else does, it is another.
 func (q *Queue) notification(ctx context.Context, d *delivery, verdicts []verdict, delay time.Duration) *note {
 	env := d.lease.Envelope
-	if env.From.IsZero() {
+	reader := q.reader(env)
+	if reader.IsZero() {
 		return nil
 	}
-	now := q.now()
-	utf8 := env.UTF8 || !env.From.IsASCII()
-	host := q.hostname()
+	any := false
+	for i := range verdicts {
+		any = any || action(env, env.Recipients[i], &verdicts[i]) != ""
+	}
+	if !any {
+		return nil
+	}
+	now, host := q.now(), q.hostname()
 	status := report.Delivery{
 		ReportingMTA: report.Typed{Type: "dns", Value: host},
 		EnvelopeID:   env.EnvID,
@@ -87,82 +144,50 @@ func (q *Queue) notification(ctx context.Context, d *delivery, verdicts []verdic
 	if env.Origin.Helo != "" {
 		status.ReceivedFrom = report.Typed{Type: "dns", Value: line(env.Origin.Helo, mailspine.MaxDomain)}
 	}
-	var sections [3]strings.Builder // failed, delayed, delivered
+	var s sections
 	id := sha256.New()
 	fmt.Fprintf(id, "%s\n", env.ID)
-	failed := false
-	for i, v := range verdicts {
-		rcpt := env.Recipients[i]
-		a := action(rcpt, v)
+	for i := range verdicts {
+		v, rcpt := &verdicts[i], env.Recipients[i]
+		a := action(env, rcpt, v)
 		if a == "" {
 			continue
 		}
 		fmt.Fprintf(id, "%d %s\n", d.lease.Recipients[i].Index, a)
-		r := report.Recipient{Final: report.ForAddress(rcpt.Address), Action: a, LastAttempt: now}
-		if t, addr, ok := strings.Cut(rcpt.ORcpt, ";"); ok {
-			r.Original = report.Typed{Type: strings.ToLower(t), Value: addr}
+		r := fields(rcpt, v, a)
+		if !v.skipped && !d.ended {
+			r.LastAttempt = now
 		}
-		if v.result.Receipt.RemoteMTA != "" {
-			r.RemoteMTA = report.Typed{Type: "dns", Value: v.result.Receipt.RemoteMTA}
+		if a == report.Delayed {
+			r.WillRetryUntil = q.giveUp(now, d)
 		}
-		reply := v.result.Receipt.Reply
-		if st := v.result.Status; st != nil {
-			r.Status = mailspine.Status(st).Enhanced
-			if reply == "" || v.expired {
-				reply = line(st.Reply(), maxText)
-			}
-		} else if a == report.Delayed {
-			r.Status = mailspine.EnhancedCode{4, 0, 0} // given back each time
-		} else {
-			r.Status = mailspine.EnhancedCode{2, 0, 0}
-		}
-		if reply != "" && (a == report.Failed || a == report.Delayed) {
-			r.Diagnostic = report.Typed{Type: "smtp", Value: reply}
-		}
-		section := &sections[2]
-		switch a {
-		case report.Failed:
-			section, failed = &sections[0], true
-		case report.Delayed:
-			section = &sections[1]
-			r.WillRetryUntil = q.giveUp(now, d.lease)
-		}
-		fmt.Fprintf(section, "  <%s>\n", line(rcpt.Address.String(), mailspine.MaxPath))
-		switch {
-		case a == report.Relayed:
-			fmt.Fprintf(section, "    handed to %s, which will not report any further\n", r.RemoteMTA.Value)
-		case a == report.Delivered:
-		case reply == "":
-			section.WriteString("    not tried yet\n")
-		case r.RemoteMTA.Value != "" && !v.expired:
-			fmt.Fprintf(section, "    %s said: %s\n", r.RemoteMTA.Value, reply)
-		default:
-			fmt.Fprintf(section, "    %s\n", reply)
-		}
+		s.add(rcpt, v, r, d.ended)
 		status.Recipients = append(status.Recipients, r)
 	}
-	if len(status.Recipients) == 0 {
-		return nil
-	}
 	sum := id.Sum(nil)
-	msgID := mailspine.MsgID("dsn-" + hex.EncodeToString(sum[:16]))
+	prefix := "dsn-"
+	if env.From.IsZero() {
+		prefix = postmasterReport
+	}
+	msgID := mailspine.MsgID(prefix + hex.EncodeToString(sum[:16]))
 	m := report.Message{
 		From:      "Mail Delivery System <MAILER-DAEMON@" + host + ">",
-		To:        env.From,
-		Subject:   subject(&sections),
+		To:        reader,
+		Subject:   s.subject(env),
 		Date:      now,
 		MessageID: string(msgID) + "@" + host,
-		Text:      q.text(host, &sections, d, now, delay),
+		Text:      q.text(host, &s, d, now, delay),
 		Delivery:  status,
-		UTF8:      utf8,
+		UTF8:      env.UTF8 || !reader.IsASCII(),
 	}
-	m.Returned, m.Full = q.returned(ctx, d, failed)
+	m.Returned, m.Full = q.returned(ctx, d, s.failed.Len() > 0 && !env.From.IsZero())
 	content, body := m.Bytes()
 	return &note{content: content, env: &mailspine.Envelope{
 		ID:         msgID,
-		Recipients: []mailspine.Recipient{{Address: env.From, Notify: mailspine.NotifyNever}},
+		Recipients: []mailspine.Recipient{{Address: reader, Notify: mailspine.NotifyNever}},
 		Body:       body,
-		UTF8:       utf8,
+		// A report that holds nothing but ASCII goes where SMTPUTF8 is not known.
+		UTF8:       m.UTF8 && (!reader.IsASCII() || !isASCII(content)),
 		RequireTLS: env.RequireTLS, // RFC 8689 section 5: as well protected as the message
 		Priority:   env.Priority,
 		Origin:     mailspine.Origin{Time: now},
@@ -170,58 +195,138 @@ func (q *Queue) notification(ctx context.Context, d *delivery, verdicts []verdic
 	}}
 }
 
-func subject(sections *[3]strings.Builder) string {
+func isASCII(b []byte) bool {
+	for _, c := range b {
+		if c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}
+
+// fields makes the fields of a recipient, but for the dates.
+func fields(rcpt mailspine.Recipient, v *verdict, a report.Action) report.Recipient {
+	r := report.Recipient{Final: report.ForAddress(rcpt.Address), Action: a}
+	if t, addr, ok := strings.Cut(rcpt.ORcpt, ";"); ok {
+		r.Original = report.Typed{Type: strings.ToLower(t), Value: addr}
+	}
+	if v.result.Receipt.RemoteMTA != "" {
+		r.RemoteMTA = report.Typed{Type: "dns", Value: v.result.Receipt.RemoteMTA}
+	}
+	reply := v.result.Receipt.Reply
+	switch st := v.result.Status; {
+	case st != nil:
+		r.Status = mailspine.Status(st).Enhanced
+		if reply == "" || v.expired {
+			reply = line(st.Reply(), maxText)
+		}
+	case a == report.Delayed:
+		r.Status = mailspine.EnhancedCode{4, 0, 0} // given back each time
+	default:
+		r.Status = mailspine.EnhancedCode{2, 0, 0}
+	}
+	if v.late {
+		r.Status = mailspine.EnhancedCode{4, 4, 7} // RFC 2852 section 4: the time that the sender set is over
+	}
+	if reply != "" && (a == report.Failed || a == report.Delayed) {
+		r.Diagnostic = report.Typed{Type: "smtp", Value: reply}
+	}
+	return r
+}
+
+// sections are the lists of recipients in the part for people.
+type sections struct {
+	failed, delayed, delivered strings.Builder
+}
+
+// add writes who it is about, what happened in words, and the answer as it was. What was ended was so by
+// an operator.
+func (s *sections) add(rcpt mailspine.Recipient, v *verdict, r report.Recipient, ended bool) {
+	b := &s.delivered
+	switch r.Action {
+	case report.Failed:
+		b = &s.failed
+	case report.Delayed:
+		b = &s.delayed
+	}
+	to := rcpt.Address.String()
+	fmt.Fprintf(b, "  <%s>\n", line(to, mailspine.MaxPath))
+	if o := line(r.Original.Value, mailspine.MaxPath); o != "" && !strings.EqualFold(o, to) {
+		fmt.Fprintf(b, "    (you wrote to <%s>)\n", o)
+	}
+	const indent = "    "
 	switch {
-	case sections[0].Len() > 0:
+	case r.Action == report.Delivered:
+	case r.Action == report.Relayed && v.result.Receipt.DSNRelayed:
+		wrap(b, indent, "handed to "+r.RemoteMTA.Value+", which brings it on its way")
+	case r.Action == report.Relayed:
+		wrap(b, indent, "handed to "+r.RemoteMTA.Value+", which will not report any further")
+	case r.Diagnostic.IsZero():
+		wrap(b, indent, "There was no attempt yet: mail to this destination has to wait at present.")
+	default:
+		switch {
+		case ended:
+			wrap(b, indent, "Those who run this mail system have given it up.")
+		case v.late:
+			wrap(b, indent, "It was not delivered in the time that you set for that.")
+		default:
+			wrap(b, indent, why(r.Status))
+		}
+		if v.skipped {
+			wrap(b, indent, "There was no attempt since then: mail to this destination has to wait at present.")
+		}
+		// The answer is not wrapped: it is what others will search for.
+		if r.RemoteMTA.Value != "" && !v.expired {
+			fmt.Fprintf(b, "    %s said: %s\n", line(r.RemoteMTA.Value, mailspine.MaxDomain), r.Diagnostic.Value)
+		} else {
+			fmt.Fprintf(b, "    %s\n", r.Diagnostic.Value)
+		}
+	}
+}
+
+func (s *sections) subject(env *mailspine.Envelope) string {
+	switch {
+	case env.From.IsZero():
+		return "A message without a sender could not be delivered"
+	case s.failed.Len() > 0:
 		return "Your message could not be delivered"
-	case sections[1].Len() > 0:
+	case s.delayed.Len() > 0:
 		return "Your message is delayed"
 	}
 	return "Your message was delivered"
 }
 
 // text is the part for people.
-func (q *Queue) text(host string, sections *[3]strings.Builder, d *delivery, now time.Time, delay time.Duration) string {
+func (q *Queue) text(host string, s *sections, d *delivery, now time.Time, delay time.Duration) string {
+	env := d.lease.Envelope
+	whose := "Your"
 	var b strings.Builder
 	fmt.Fprintf(&b, "This is the mail system at %s.\n", host)
-	if s := sections[0].String(); s != "" {
-		b.WriteString("\nYour message could not be delivered to:\n\n" + s)
+	if env.From.IsZero() {
+		whose = "The"
+		b.WriteString("\n")
+		wrap(&b, "", "This is for the postmaster: a message with the null reverse-path, which may be a report of another failure, has failed. Nobody else is told.")
 	}
-	if s := sections[1].String(); s != "" {
-		b.WriteString("\nYour message has not been delivered yet to:\n\n" + s)
-		b.WriteString("\nYou need not send it again. The next attempt is about " + now.Add(delay).Format(time.RFC1123Z))
-		if t := q.giveUp(now, d.lease); !t.IsZero() {
+	if s.failed.Len() > 0 {
+		fmt.Fprintf(&b, "\n%s message could not be delivered, and will not be tried again, to:\n\n%s", whose, &s.failed)
+	}
+	if s.delayed.Len() > 0 {
+		fmt.Fprintf(&b, "\n%s message has not been delivered yet to:\n\n%s\n", whose, &s.delayed)
+		b.WriteString("You need not send it again. The next attempt is about " + now.Add(delay).Format(time.RFC1123Z))
+		if t := q.giveUp(now, d); !t.IsZero() {
 			b.WriteString(",\nthe last one " + t.Format(time.RFC1123Z))
 		}
 		b.WriteString(".\n")
 	}
-	if s := sections[2].String(); s != "" {
-		b.WriteString("\nYour message was delivered to:\n\n" + s)
+	if s.delivered.Len() > 0 {
+		fmt.Fprintf(&b, "\n%s message was delivered to:\n\n%s", whose, &s.delivered)
 	}
-	fmt.Fprintf(&b, "\nIt has the queue ID %s and arrived %s.\n", d.lease.Envelope.ID, now.Add(-d.lease.Age).Format(time.RFC1123Z))
+	fmt.Fprintf(&b, "\nIt has the queue ID %s and arrived %s", env.ID, now.Add(-d.lease.Age).Format(time.RFC1123Z))
+	if env.From.IsZero() && env.Origin.Addr.IsValid() {
+		fmt.Fprintf(&b, "\nfrom %s", env.Origin.Addr.Addr())
+	}
+	b.WriteString(".\n")
 	return b.String()
-}
-
-// giveUp is when there is no more time to try, where that is known.
-func (q *Queue) giveUp(now time.Time, l Lease) time.Time {
-	var t time.Time
-	age, by, limited := q.clock(l)
-	switch p := q.Retry.(type) {
-	case nil:
-		t = now.Add(DefaultLifetime - age)
-	case DefaultRetry:
-		life := p.Lifetime
-		if life <= 0 {
-			life = DefaultLifetime
-		}
-		t = now.Add(life - age)
-	}
-	if limited && l.Envelope.DeliverBy.Return {
-		if u := now.Add(by); t.IsZero() || u.Before(t) {
-			t = u
-		}
-	}
-	return t
 }
 
 // returned is what the notification gives back of the message. RFC 3461
@@ -296,7 +401,7 @@ func (n *note) emission(ctx context.Context, q *Queue, d *delivery) Emission {
 		route = DomainRoute(n.env.Recipients[0]) // the Router is asked again when it is leased
 	}
 	return Emission{
-		Message: Message{Envelope: n.env, Items: []NewItem{{Route: route, Recipients: []int{0}}}},
+		Message: Message{Envelope: n.env, Items: []NewItem{{Route: route, Recipients: []int{0}}}, Weight: q.weight(n.env)},
 		Content: mailspine.BytesContent(n.content),
 	}
 }

@@ -3,10 +3,7 @@ package queue_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,8 +13,6 @@ import (
 	"github.com/mailspine/mailspine/internal/report"
 	"github.com/mailspine/mailspine/queue"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func TestFailureIsReported(t *testing.T) {
 	run(t, nil, func(b *bench) {
@@ -206,82 +201,6 @@ func TestReturn(t *testing.T) {
 	}
 }
 
-// The text of reports, complete.
-func TestReportGolden(t *testing.T) {
-	for name, c := range map[string]struct {
-		env     func(*mailspine.Envelope)
-		answers map[string]error
-		receipt mailspine.Receipt
-		msg     string
-		wait    time.Duration
-	}{
-		"failed": {nil, map[string]error{"ann": errUnknown}, mailspine.Receipt{RemoteMTA: "mx.example.net", Reply: "550 5.1.1 <ann@example.net> No such user here"}, letter, 0},
-		"mixed": {func(e *mailspine.Envelope) {
-			e.EnvID = "QQ314159"
-			e.Ret = mailspine.RetFull
-			e.Origin.Helo = "client.example.org"
-			e.Recipients = append(e.Recipients, mailspine.Recipient{Address: addr("bob@example.net"), Notify: mailspine.NotifySuccess, ORcpt: "rfc822;robert@example.com"})
-		}, map[string]error{"ann": errUnknown}, mailspine.Receipt{}, letter, 0},
-		"delayed": {nil, map[string]error{"ann": errBusy}, mailspine.Receipt{RemoteMTA: "mx.example.net", Reply: "450 4.2.1 Mailbox busy"}, letter, 6 * time.Hour},
-		"utf8": {func(e *mailspine.Envelope) {
-			e.UTF8 = true
-			e.From = addr("jürgen@bücher.example")
-			e.Ret = mailspine.RetFull
-			e.Recipients = []mailspine.Recipient{{Address: addr("änne@example.net"), ORcpt: "utf-8;änne@example.net"}}
-		}, map[string]error{"änne": mailspine.Errorf(553, "5.6.7", "Keine Umlaute, bitte: ä")}, mailspine.Receipt{}, "From: jürgen@bücher.example\r\nSubject: Grüße\r\n\r\nGrüße\r\n", 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			run(t, nil, func(b *bench) {
-				answer := byLocal(c.answers)
-				b.answer = func(ctx context.Context, env *mailspine.Envelope) error {
-					mailspine.AttemptFrom(ctx).Record(0, c.receipt)
-					return answer(ctx, env)
-				}
-				env := envelope("01H000000000000000000000M1", "ann@example.net")
-				if c.env != nil {
-					c.env(env)
-				}
-				if err := b.q.Deliver(context.Background(), env, mailspine.StringContent(c.msg)); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(c.wait + time.Second)
-				synctest.Wait()
-				b.report()
-				var got string
-				for _, d := range b.got {
-					if strings.HasPrefix(string(d.env.ID), "dsn-") {
-						got = d.body
-					}
-				}
-				file := filepath.Join("testdata", "report-"+name+".eml")
-				// Kept with LF, so that editors and diffs show it.
-				if *update {
-					writeGolden(t, file, strings.ReplaceAll(got, "\r\n", "\n"))
-				}
-				want, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if strings.ReplaceAll(got, "\r\n", "\n") != string(want) || strings.Count(got, "\n") != strings.Count(got, "\r\n") {
-					t.Errorf("the report is\n%s\nwant\n%s", got, want)
-				}
-			})
-		})
-	}
-}
-
-func writeGolden(t *testing.T, file, s string) {
-	t.Helper()
-	f, err := os.Create(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(s); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestNotifications(t *testing.T) {
 	for name, refuse := range map[string]error{"taken": nil, "refused": errors.New("the signer is ill")} {
 		t.Run(name, func(t *testing.T) {
@@ -344,7 +263,10 @@ func TestDelayReportUntried(t *testing.T) {
 		if got := actions(r); got != "bob delayed 4.0.0, cid delayed 4.2.1" {
 			t.Errorf("reported: %s", got)
 		}
-		if d := r.Delivery.Recipients[0].Diagnostic; !d.IsZero() || !strings.Contains(r.Text, "<bob@example.net>\n    not tried yet\n") {
+		if d := r.Delivery.Recipients[0]; !d.LastAttempt.IsZero() {
+			t.Errorf("an attempt at %v", d.LastAttempt)
+		}
+		if d := r.Delivery.Recipients[0].Diagnostic; !d.IsZero() || !strings.Contains(r.Text, "<bob@example.net>\n    There was no attempt yet") {
 			t.Errorf("diagnostic %v, text:\n%s", d, r.Text)
 		}
 	})

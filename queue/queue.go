@@ -61,13 +61,24 @@ type Queue struct {
 	// Hostname is the name of this system in notifications (Reporting-MTA); "":
 	// os.Hostname.
 	Hostname string
-	// WarnAfter is the age of a message at which the sender is told that it is
-	// delayed, with the next attempt that fails; 0: DefaultWarnAfter, negative: never.
+	// WarnAfter is the age of a message at which the sender is told, once, that it is
+	// delayed: with the next attempt that fails, or then if it is only held; 0: DefaultWarnAfter, negative: never,
+	// but for a sender who asked to be told at a certain time (DELIVERBY, RFC 2852).
 	WarnAfter time.Duration
+	// Postmaster is told of the failures of messages whose sender is the null reverse-path
+	// (bounces and the like), which nobody is told of otherwise, with the header of the message, and whatever their NOTIFY
+	// says. Each is told once; a report to the postmaster that fails is dropped. The zero Address: such failures are
+	// logged, and counted in Counts.Unreported.
+	Postmaster mailspine.Address
 	// MaxReturn is the size up to which a notification returns a whole message to
 	// a sender who asked for that (RET=FULL), in octets; 0: DefaultMaxReturn,
 	// negative: never. Otherwise the header is returned.
 	MaxReturn int64
+
+	// Weight is the share that the tenant of a message gets beside other tenants
+	// (Message.Weight); nil: 1, as for what is below. Above MaxWeight it is MaxWeight. It is asked
+	// when the message is stored, must not modify its argument, and must be safe for concurrent use.
+	Weight func(*mailspine.Envelope) int
 
 	// Concurrency is how many items are delivered at the same time; 0: DefaultConcurrency.
 	Concurrency int
@@ -95,11 +106,12 @@ type Queue struct {
 	Rand       func() float64        // from [0, 1), for jitter; nil: math/rand/v2
 
 	mu       sync.Mutex
-	active   bool                   // Run is running
-	running  map[*delivery]struct{} // at most Concurrency
-	perRoute map[Route]int          // of running
-	holds    map[Route]time.Time    // routes that the Gate holds; at most maxHolds
-	wake     chan struct{}          // capacity 1: something changed for the loop
+	active   bool               // Run is running
+	places   places             // what is being delivered, and which routes are held
+	wake     chan struct{}      // capacity 1: something changed for the loop; nil before Run
+	rouse    context.CancelFunc // ends the loop's wait for work; nil: it does not wait
+	tight    bool               // some route had no place left when the loop looked last
+	readers  sync.Pool          // of *bufio.Reader, for checkHops
 	counters counters
 }
 
@@ -144,6 +156,13 @@ func (q *Queue) hostname() string {
 		return h
 	}
 	return "localhost"
+}
+
+func (q *Queue) weight(env *mailspine.Envelope) int {
+	if q.Weight == nil {
+		return 1
+	}
+	return min(max(1, q.Weight(env)), MaxWeight)
 }
 
 // orDefault is for fields whose zero means a default.
@@ -200,15 +219,21 @@ func (q *Queue) put(ctx context.Context, env *mailspine.Envelope, msg mailspine.
 	if refused != nil {
 		return refused
 	}
-	m := Message{Envelope: env, Items: items}
+	m := Message{Envelope: env, Items: items, Weight: q.weight(env)}
 	if !env.HoldUntil.IsZero() {
-		m.Delay = min(max(0, env.HoldUntil.Sub(q.now())), maxDelay) // then it is looked at again
+		now := q.now()
+		m.Delay = min(max(0, env.HoldUntil.Sub(now)), maxDelay) // then it is looked at again
+		if by := env.DeliverBy.Time; !by.IsZero() {
+			m.Delay = min(m.Delay, max(0, by.Sub(now))) // its sender is to be told then
+		}
 	}
 	if err := q.Store.Put(ctx, m, msg); err != nil {
 		return fmt.Errorf("queue: storing message %s: %w", env.ID, err)
 	}
-	q.logger().InfoContext(ctx, "queued", "id", env.ID, "from", env.From.String(), "recipients", len(env.Recipients),
-		"items", len(items), "size", msg.Size(), "delay", m.Delay)
+	if log := q.logger(); log.Enabled(ctx, slog.LevelInfo) {
+		log.LogAttrs(ctx, slog.LevelInfo, "queued", slog.String("id", string(env.ID)), slog.String("from", env.From.String()),
+			slog.Int("recipients", len(env.Recipients)), slog.Int("items", len(items)), slog.Int64("size", msg.Size()), slog.Duration("delay", m.Delay))
+	}
 	if f := q.trace().Queued; f != nil {
 		f(ctx, QueuedInfo{Envelope: env, Items: items, Size: msg.Size(), Delay: m.Delay})
 	}
@@ -272,7 +297,14 @@ func (q *Queue) checkHops(ctx context.Context, msg mailspine.Content) error {
 		return fmt.Errorf("queue: reading the header: %w", err)
 	}
 	defer r.Close()
-	hops, err := countHops(r, limit)
+	br, ok := q.readers.Get().(*bufio.Reader)
+	if !ok {
+		br = bufio.NewReaderSize(nil, hopsBuffer)
+	}
+	br.Reset(r)
+	hops, err := countHops(br, limit)
+	br.Reset(nil)
+	q.readers.Put(br)
 	if err != nil {
 		return fmt.Errorf("queue: reading the header: %w", err)
 	}
@@ -282,11 +314,13 @@ func (q *Queue) checkHops(ctx context.Context, msg mailspine.Content) error {
 	return nil
 }
 
+// hopsBuffer is how much of a header is in memory to count its hops, in octets.
+const hopsBuffer = 4 << 10
+
 // countHops counts the Received fields of a header block of any size, up to
-// limit+1. It holds 4 KiB of it: a loop must not escape by a header that is too
+// limit+1. It holds a buffer of it: a loop must not escape by a header that is too
 // large for mailspine.ReadHeader.
-func countHops(r io.Reader, limit int) (hops int, err error) {
-	br := bufio.NewReaderSize(r, 4096)
+func countHops(br *bufio.Reader, limit int) (hops int, err error) {
 	first, begins := true, true // of the message, of a line
 	for hops <= limit {
 		b, err := br.ReadSlice('\n')

@@ -8,7 +8,9 @@ import "time"
 // were given back without one. attempts is how many were tried so far, age for
 // how long the message could have been delivered (the time until its HoldUntil
 // is not counted), random is from [0, 1). It returns for how long to wait (zero or less
-// means a second), or ok false to give up. It is a pure function.
+// means a second), or ok false to give up. It is a pure function, and is asked about
+// ages to come as well, to find out when it will give up: an item that only waits for a Gate is
+// looked at again then, and senders are told.
 type RetryPolicy interface {
 	Next(attempts int, age time.Duration, random float64) (delay time.Duration, ok bool)
 }
@@ -47,10 +49,7 @@ type DefaultRetry struct {
 
 // Next implements RetryPolicy.
 func (p DefaultRetry) Next(attempts int, age time.Duration, random float64) (time.Duration, bool) {
-	life := p.Lifetime
-	if life <= 0 {
-		life = DefaultLifetime
-	}
+	life := p.lifetime()
 	if age >= life {
 		return 0, false
 	}
@@ -64,6 +63,13 @@ func (p DefaultRetry) Next(attempts int, age time.Duration, random float64) (tim
 	}
 	d += time.Duration(min(jitter, 1) * (2*random - 1) * float64(d))
 	return min(max(d, time.Second), life-age), true
+}
+
+func (p DefaultRetry) lifetime() time.Duration {
+	if p.Lifetime <= 0 {
+		return DefaultLifetime
+	}
+	return p.Lifetime
 }
 
 func (p DefaultRetry) delay(n int) time.Duration {

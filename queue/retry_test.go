@@ -165,7 +165,7 @@ func TestDeliverBy(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		// N: the sender is told, and it goes on (RFC 2852 section 4).
 		b.wantLog("0s ann, 5m0s ann, 12m0s ann, 12m0s sender report")
-		if got := actions(b.report()); got != "ann delayed 4.2.1" {
+		if got := actions(b.report()); got != "ann delayed 4.4.7" {
 			t.Errorf("reported: %s", got)
 		}
 		time.Sleep(time.Hour)

@@ -43,7 +43,10 @@ func DomainRoute(rcpt mailspine.Recipient) Route {
 // A zero Hold means go. Otherwise the item goes back to the store without an
 // attempt counted, and the route is left alone until Hold.Until. An error closes the
 // gate for a minute: what keeps a limit must not be passed by when it fails.
-// It must be safe for concurrent use.
+//
+// Senders are told of a delay and messages expire although their route is held: once in a
+// quarter of an hour the items of a held route that have become due are looked at, and the Gate asked
+// for each; they wait then until the hold ends, or something is to be told. It must be safe for concurrent use.
 type Gate interface {
 	Ready(ctx context.Context, r Route) (Hold, error)
 }

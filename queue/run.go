@@ -9,9 +9,6 @@ import (
 )
 
 const (
-	// maxHolds bounds the routes remembered as held, and so the Exclude of a
-	// lease. A route beyond it is leased and given back again.
-	maxHolds = 1000
 	// holdUnknown is for how long a Hold without an end, or a Gate that failed, holds.
 	holdUnknown = time.Minute
 	// minWait is what a wait of zero or less becomes: nothing is tried again at
@@ -49,9 +46,7 @@ func (q *Queue) Run(ctx context.Context) error {
 		return ErrRunning
 	}
 	q.active = true
-	q.running = map[*delivery]struct{}{}
-	q.perRoute = map[Route]int{}
-	q.holds = map[Route]time.Time{}
+	q.places = newPlaces(max(1, orDefault(q.Concurrency, DefaultConcurrency)), max(1, orDefault(q.PerRoute, DefaultPerRoute)))
 	q.wake = make(chan struct{}, 1)
 	q.mu.Unlock()
 
@@ -86,7 +81,10 @@ var errShutdown = errors.New("queue: shutting down")
 func (q *Queue) loop(ctx, work context.Context, deliveries *sync.WaitGroup) error {
 	failures, idle := 0, 0
 	for ctx.Err() == nil {
-		room, exclude, next := q.room()
+		q.mu.Lock()
+		room, exclude, next := q.places.room(q.now())
+		q.tight = len(q.places.full) > 0
+		q.mu.Unlock()
 		if room == 0 {
 			q.pause(ctx, next)
 			continue
@@ -110,6 +108,11 @@ func (q *Queue) loop(ctx, work context.Context, deliveries *sync.WaitGroup) erro
 			d := q.start(l, asked)
 			deliveries.Go(func() { q.handle(work, d) })
 		}
+		if len(leases) < room {
+			q.mu.Lock()
+			q.places.looked(q.now())
+			q.mu.Unlock()
+		}
 		if len(leases) > 0 {
 			idle = 0
 			continue
@@ -132,40 +135,6 @@ func backoff(failures *int) time.Duration {
 }
 
 func (q *Queue) leaseTTL() time.Duration { return orDefault(max(q.LeaseTTL, 0), DefaultLeaseTTL) }
-
-// room returns how many items may be leased, which routes not, and when a hold
-// ends next (0: there is none). The number is so small that no route can get more
-// than its share.
-func (q *Queue) room() (n int, exclude []Route, next time.Duration) {
-	now := q.now()
-	concurrency := max(1, orDefault(q.Concurrency, DefaultConcurrency))
-	perRoute := max(1, orDefault(q.PerRoute, DefaultPerRoute))
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n = min(concurrency-len(q.running), perRoute)
-	for r, until := range q.holds {
-		left := until.Sub(now)
-		if left <= 0 {
-			delete(q.holds, r)
-			continue
-		}
-		exclude = append(exclude, r)
-		if next == 0 || left < next {
-			next = left
-		}
-	}
-	for r, running := range q.perRoute {
-		if _, held := q.holds[r]; held {
-			continue
-		}
-		if running >= perRoute {
-			exclude = append(exclude, r)
-		} else {
-			n = min(n, perRoute-running)
-		}
-	}
-	return n, exclude, next
-}
 
 // pause waits until ctx is done, something changed, or d is over; 0: no limit.
 func (q *Queue) pause(ctx context.Context, d time.Duration) {
@@ -200,20 +169,19 @@ func (q *Queue) rest(ctx context.Context, exclude []Route, next time.Duration) b
 		wctx, cancel = context.WithTimeout(wctx, next)
 		defer cancel()
 	}
-	// The goroutine ends with wctx, and rest waits for it.
-	woken := make(chan struct{})
-	go func() {
-		defer close(woken)
-		select {
-		case <-q.wake:
-			cancel()
-		case <-wctx.Done():
-		}
-	}()
+	q.mu.Lock()
+	q.rouse = cancel
+	q.mu.Unlock()
+	select {
+	case <-q.wake:
+		cancel()
+	default:
+	}
 	err := w.Wait(wctx, exclude)
+	q.mu.Lock()
+	q.rouse = nil
+	q.mu.Unlock()
 	ended := wctx.Err() != nil
-	cancel()
-	<-woken
 	if err != nil && !ended && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 		q.counters.storeErrors.Add(1)
 		q.logger().ErrorContext(ctx, "waiting failed", "err", err)
@@ -221,43 +189,52 @@ func (q *Queue) rest(ctx context.Context, exclude []Route, next time.Duration) b
 	return ended
 }
 
-// nudge makes the loop look again.
+// nudge makes the loop look again. q.mu is held.
 func (q *Queue) nudge() {
 	select {
-	case q.wake <- struct{}{}:
+	case q.wake <- struct{}{}: // never without Run: wake is nil then
 	default:
+	}
+	if q.rouse != nil {
+		q.rouse()
 	}
 }
 
-// hold keeps a route from being leased.
-func (q *Queue) hold(r Route, until time.Time) {
+// hold keeps a route from being leased. It reports whether the route was not held before.
+func (q *Queue) hold(r Route, until time.Time) (news bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, ok := q.holds[r]; !ok && len(q.holds) >= maxHolds {
-		return
-	}
-	q.holds[r] = until
+	now := q.now()
+	news = !now.Before(q.places.holds[r].end)
+	q.places.hold(r, now, until)
+	return news
+}
+
+// pass notes that the Gate let an item of a route through.
+func (q *Queue) pass(r Route) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.places.pass(r, q.now())
 }
 
 // start registers a delivery, of an item that was asked for at a time.
 func (q *Queue) start(l Lease, asked time.Time) *delivery {
-	d := &delivery{q: q, lease: l, end: asked.Add(q.leaseTTL()), receipts: make([]receipt, len(l.Envelope.Recipients))}
+	d := newDelivery(q, l, asked.Add(q.leaseTTL()))
 	q.mu.Lock()
-	q.running[d] = struct{}{}
-	q.perRoute[l.Route]++
+	q.places.start(d)
 	q.mu.Unlock()
 	return d
 }
 
-// stop forgets a delivery.
+// stop forgets a delivery. A loop that is waiting for work has no use for its place, unless a
+// route had none left.
 func (q *Queue) stop(d *delivery) {
 	q.mu.Lock()
-	delete(q.running, d)
-	if q.perRoute[d.lease.Route]--; q.perRoute[d.lease.Route] == 0 {
-		delete(q.perRoute, d.lease.Route)
+	defer q.mu.Unlock()
+	q.places.stop(d)
+	if q.rouse == nil || q.tight {
+		q.nudge()
 	}
-	q.mu.Unlock()
-	q.nudge()
 }
 
 // renew keeps the leases of what is running, until done is closed.
@@ -272,8 +249,8 @@ func (q *Queue) renew(ctx context.Context, done <-chan struct{}) {
 		case <-tick.C:
 		}
 		q.mu.Lock()
-		all := make([]*delivery, 0, len(q.running))
-		for d := range q.running {
+		all := make([]*delivery, 0, len(q.places.running))
+		for d := range q.places.running {
 			all = append(all, d)
 		}
 		q.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -34,6 +35,15 @@ type verdict struct {
 	skipped bool // given back: nothing was attempted
 	expired bool
 	warn    bool // the sender is told of the delay now
+	late    bool // because the time that the sender set is over
+}
+
+// skipped is the verdict of a recipient that is given back: what was known of it stays.
+func skipped(st RecipientState) verdict {
+	v := verdict{result: st.Last, skipped: true}
+	v.result.State = Open
+	v.result.Warned = st.Warned
+	return v
 }
 
 // conclude makes results of errors, and settles them. It reports whether the
@@ -91,10 +101,7 @@ func (q *Queue) conclude(ctx context.Context, d *delivery, errs mailspine.Recipi
 			v.result.State = Delivered
 			continue
 		case nn != nil && more:
-			v.skipped = true
-			v.result = d.lease.Recipients[i].Last
-			v.result.State = Open
-			v.result.Warned = d.lease.Recipients[i].Warned
+			*v = skipped(d.lease.Recipients[i])
 			continue
 		}
 		st := mailspine.Status(err)
@@ -109,8 +116,8 @@ func (q *Queue) conclude(ctx context.Context, d *delivery, errs mailspine.Recipi
 			v.result.State = Failed
 			v.expired = true
 			v.cause = mailspine.CauseExpired
-			if nn != nil && d.lease.Recipients[i].Last.Status != nil {
-				// The last refusal tells more than that it was not tried since.
+			if nn != nil {
+				// The last refusal tells more than that it was not tried since. There may be none.
 				st = d.lease.Recipients[i].Last.Status
 				v.result.Receipt = d.lease.Recipients[i].Last.Receipt
 			}
@@ -121,10 +128,14 @@ func (q *Queue) conclude(ctx context.Context, d *delivery, errs mailspine.Recipi
 		}
 	}
 	if !deferred {
-		delay = min(later, maxDelay)
+		delay = later
+		if later > 0 { // 0: interrupted, and due at once
+			delay = q.bound(d, later)
+		}
 	}
 	q.warn(d, verdicts)
-	return q.settle(ctx, d, verdicts, delay, took)
+	q.settle(ctx, d, verdicts, delay, took)
+	return true
 }
 
 // expired is the status of a recipient that was refused for now once too often
@@ -133,6 +144,8 @@ func expired(last *mailspine.Error) *mailspine.Error {
 	msg := "Delivery time expired"
 	if last != nil {
 		msg += "; the last answer was: " + last.Reply()
+	} else {
+		msg += "; there was no attempt"
 	}
 	e := mailspine.Errorf(554, "5.4.7", "%s", line(msg, maxText))
 	if last != nil {
@@ -154,47 +167,28 @@ func (q *Queue) classify(ctx context.Context, d *delivery, st *mailspine.Error, 
 	return q.Classifier.Classify(st, r)
 }
 
-// settle records the results, and tells of them. A store that fails is tried
+// settle records the results, and tells of them. It reports false if they are not
+// recorded; nothing more can be done then. A store that fails is tried
 // again while the lease lasts, which is renewed all the time: what is known must not be
 // delivered again.
 func (q *Queue) settle(ctx context.Context, d *delivery, verdicts []verdict, delay, took time.Duration) bool {
-	s := Settlement{Token: d.lease.Token, Results: make([]Result, len(verdicts)), Delay: delay}
-	for i, v := range verdicts {
-		s.Results[i] = v.result
-	}
-	// The result is recorded even if Run is ending.
-	sctx := context.WithoutCancel(ctx)
-	note := q.notification(ctx, d, verdicts, delay)
-	if note != nil && !q.notify(ctx, note) {
-		s.Emit = []Emission{note.emission(sctx, q, d)}
-	}
+	s, note := q.settlement(ctx, d, verdicts, delay)
 	for failures := 0; ; {
-		errs, err := q.Store.Settle(sctx, s)
-		if err == nil && len(errs) == 1 {
-			err = errs[0]
-		} else if err == nil {
-			err = fmt.Errorf("queue: the store settled %d of 1", len(errs))
-		}
+		err := q.settleOnce(ctx, &s, note)
 		if err == nil {
 			break
 		}
 		if errors.Is(err, ErrLeaseLost) || d.isLost() {
 			q.lostLease(ctx, d, taken(verdicts))
-			return true
+			return false
 		}
 		q.counters.storeErrors.Add(1)
 		q.logger().ErrorContext(ctx, "settling failed", "id", d.lease.Envelope.ID, "route", d.lease.Route, "err", err)
-		if errors.Is(err, ErrBadMessage) && len(s.Emit) > 0 {
-			// Not the result is bad, but what is told of it.
-			s.Emit, note = nil, nil
-			q.counters.unreported.Add(1)
-			continue
-		}
 		if ctx.Err() != nil || errors.Is(err, ErrClosed) {
 			// Not given back, but left to its lease: another process must not
 			// repeat it sooner than that.
 			q.lostLease(ctx, d, taken(verdicts))
-			return true
+			return false
 		}
 		t := time.NewTimer(backoff(&failures))
 		select {
@@ -203,14 +197,42 @@ func (q *Queue) settle(ctx context.Context, d *delivery, verdicts []verdict, del
 			t.Stop()
 		}
 	}
-	if note != nil {
-		q.counters.reports.Add(1)
-		if f := q.trace().Reported; f != nil {
-			f(ctx, ReportedInfo{Message: d.lease.Envelope.ID, Envelope: note.env, Size: int64(len(note.content))})
-		}
-	}
-	q.tell(ctx, d, verdicts, delay, took)
+	q.tell(ctx, d, verdicts, note, delay, took)
 	return true
+}
+
+// settlement makes a Settlement of verdicts, with what is reported of them.
+func (q *Queue) settlement(ctx context.Context, d *delivery, verdicts []verdict, delay time.Duration) (Settlement, *note) {
+	s := Settlement{Token: d.lease.Token, Results: make([]Result, len(verdicts)), Delay: delay}
+	for i, v := range verdicts {
+		s.Results[i] = v.result
+	}
+	ctx = context.WithoutCancel(ctx)
+	note := q.notification(ctx, d, verdicts, delay)
+	if note != nil && !q.notify(ctx, note) {
+		s.Emit = []Emission{note.emission(ctx, q, d)}
+	}
+	return s, note
+}
+
+// settleOnce settles, even if Run is ending. If the store refuses as bad what is told of the
+// result, the result is settled without.
+func (q *Queue) settleOnce(ctx context.Context, s *Settlement, n *note) error {
+	for {
+		errs, err := q.Store.Settle(context.WithoutCancel(ctx), *s)
+		if err == nil && len(errs) == 1 {
+			err = errs[0]
+		} else if err == nil {
+			err = fmt.Errorf("queue: the store settled %d of 1", len(errs))
+		}
+		if len(s.Emit) == 0 || !errors.Is(err, ErrBadMessage) {
+			return err
+		}
+		q.counters.storeErrors.Add(1)
+		q.counters.unreported.Add(1)
+		q.logger().ErrorContext(ctx, "a notification is dropped, the store refuses it", "id", s.Emit[0].Message.Envelope.ID, "err", err)
+		s.Emit, n.dropped = nil, true
+	}
 }
 
 // taken counts the recipients that were delivered.
@@ -224,53 +246,85 @@ func taken(verdicts []verdict) (n int) {
 }
 
 // tell counts, logs and passes on the results, after they were settled.
-func (q *Queue) tell(ctx context.Context, d *delivery, verdicts []verdict, delay, took time.Duration) {
-	env := d.lease.Envelope
-	for i, v := range verdicts {
-		info := ResultInfo{
-			AttemptInfo: d.info(), Index: i, Recipient: env.Recipients[i], Result: v.result,
-			Cause: v.cause, Expired: v.expired, Duration: took,
+func (q *Queue) tell(ctx context.Context, d *delivery, verdicts []verdict, n *note, delay, took time.Duration) {
+	if n != nil && !n.dropped {
+		q.counters.reports.Add(1)
+		if f := q.trace().Reported; f != nil {
+			f(ctx, ReportedInfo{Message: d.lease.Envelope.ID, Envelope: n.env, Size: int64(len(n.content))})
 		}
-		o := mailspine.Outcome{
-			Time: q.now(), ID: env.ID, From: env.From, Recipient: env.Recipients[i].Address,
-			Tenant: env.Tenant, Stream: env.Stream, Pool: env.Pool,
-			Attempt: info.Attempt, First: info.Attempt == 1,
-			Status: v.result.Status, Cause: v.cause, Receipt: v.result.Receipt,
-		}
-		args := []any{"id", env.ID, "to", env.Recipients[i].Address.String(), "attempt", info.Attempt,
-			"mta", v.result.Receipt.RemoteMTA, "took", took}
-		if v.result.Status != nil {
-			args = append(args, "status", v.result.Status.Error())
-		}
-		var hook func(context.Context, ResultInfo)
-		var word string
-		switch {
-		case v.skipped:
+	}
+	for i := range verdicts {
+		v := &verdicts[i]
+		if v.skipped {
 			continue
-		case v.result.State == Delivered:
+		}
+		var event mailspine.Event
+		var hook func(context.Context, ResultInfo)
+		wait := time.Duration(0)
+		switch v.result.State {
+		case Delivered:
 			q.counters.delivered.Add(1)
-			o.Event, hook, word = mailspine.EventDelivered, q.trace().Delivered, "delivered"
-		case v.result.State == Failed:
+			event, hook = mailspine.EventDelivered, q.trace().Delivered
+		case Failed:
 			q.counters.failed.Add(1)
 			if v.expired {
 				q.counters.expired.Add(1)
 			}
-			o.Event, hook, word = mailspine.EventFailed, q.trace().Failed, "failed"
-			if env.From.IsZero() {
+			if q.reader(d.lease.Envelope).IsZero() {
 				q.counters.unreported.Add(1)
 			}
+			event, hook = mailspine.EventFailed, q.trace().Failed
 		default:
 			q.counters.deferred.Add(1)
-			info.Delay = delay
-			args = append(args, "delay", delay)
-			o.Event, hook, word = mailspine.EventDeferred, q.trace().Deferred, "deferred"
+			wait = delay
+			event, hook = mailspine.EventDeferred, q.trace().Deferred
 		}
-		q.logger().InfoContext(ctx, word, args...)
+		q.log(ctx, d, i, v, event, wait, took)
 		if q.Outcomes != nil {
-			q.Outcomes.Record(ctx, o)
+			q.Outcomes.Record(ctx, d.outcome(i, v, event))
 		}
 		if hook != nil {
-			hook(ctx, info)
+			hook(ctx, ResultInfo{
+				AttemptInfo: d.info(), Index: i, Recipient: d.lease.Envelope.Recipients[i], Result: v.result,
+				Cause: v.cause, Expired: v.expired, Delay: wait, Duration: took,
+			})
 		}
 	}
+}
+
+// outcome makes an Outcome of what was settled for a recipient.
+func (d *delivery) outcome(i int, v *verdict, event mailspine.Event) mailspine.Outcome {
+	env := d.lease.Envelope
+	return mailspine.Outcome{
+		Time: d.q.now(), Event: event, ID: env.ID, From: env.From, Recipient: env.Recipients[i].Address,
+		Tenant: env.Tenant, Stream: env.Stream, Pool: env.Pool,
+		Attempt: d.attempt(),
+		// Attempts are counted for an item: this recipient may have been left out of the first ones.
+		First:  !d.ended && d.lease.Recipients[i].Last.Status == nil,
+		Status: v.result.Status, Cause: v.cause, Receipt: v.result.Receipt,
+	}
+}
+
+// log writes the line of a result. Nothing is made for a level that is off.
+func (q *Queue) log(ctx context.Context, d *delivery, i int, v *verdict, event mailspine.Event, wait, took time.Duration) {
+	log := q.logger()
+	if !log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	env := d.lease.Envelope
+	attrs := [...]slog.Attr{
+		slog.String("id", string(env.ID)), slog.String("to", env.Recipients[i].Address.String()),
+		slog.Int("attempt", d.attempt()), slog.String("mta", v.result.Receipt.RemoteMTA), slog.Duration("took", took),
+		{}, {}, // perhaps
+	}
+	n := 5
+	if v.result.Status != nil {
+		attrs[n] = slog.String("status", v.result.Status.Error())
+		n++
+	}
+	if wait > 0 {
+		attrs[n] = slog.Duration("delay", wait)
+		n++
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, string(event), attrs[:n]...)
 }

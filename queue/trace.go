@@ -44,7 +44,7 @@ type AttemptInfo struct {
 	Item     ItemID
 	Route    Route
 	Envelope *mailspine.Envelope
-	Attempt  int // this one, from 1
+	Attempt  int // this one, from 1; of what Queue.Bounce ends, the last one, or 0
 	Age      time.Duration
 }
 
@@ -91,7 +91,7 @@ type Counts struct {
 
 	Held       uint64 // items given back without an attempt
 	Reports    uint64 // notifications handed over
-	Unreported uint64 // failures that nobody is told, because the sender is <>, and reports that the Store refuses as bad
+	Unreported uint64 // failures that nobody is told, because the sender is <> (see Queue.Postmaster), and reports that the Store refuses as bad
 
 	Lost        uint64 // deliveries whose result could not be recorded
 	Panics      uint64 // of Next and other plugged-in parts, recovered
@@ -107,7 +107,7 @@ type counters struct {
 // Stats returns what the queue has done so far. It is safe for concurrent use.
 func (q *Queue) Stats() Counts {
 	q.mu.Lock()
-	running, routes := len(q.running), len(q.holds)
+	running, routes := len(q.places.running), q.places.held(q.now())
 	q.mu.Unlock()
 	c := &q.counters
 	return Counts{

@@ -34,7 +34,7 @@ func each(b *testing.B, n int, f func(i int)) {
 // BenchmarkPut is a durable Put of 10 KB. BenchmarkGroupCommit is what the disk
 // allows: one goroutine that writes what n others bring, and syncs once for all.
 func BenchmarkPut(b *testing.B) {
-	for _, n := range []int{1, 50} {
+	for _, n := range []int{1, 5, 20, 50} {
 		b.Run(fmt.Sprint(n, "-writers"), func(b *testing.B) {
 			s := mustOpen(b, b.TempDir(), &Options{MinFree: -1, Logger: quiet()})
 			body := mailspine.BytesContent(make([]byte, 10<<10))
@@ -47,8 +47,23 @@ func BenchmarkPut(b *testing.B) {
 	}
 }
 
+// BenchmarkPutLarge is one of 100 KB, which is a file of its own.
+func BenchmarkPutLarge(b *testing.B) {
+	for _, n := range []int{1, 10, 50} {
+		b.Run(fmt.Sprint(n, "-writers"), func(b *testing.B) {
+			s := mustOpen(b, b.TempDir(), &Options{MinFree: -1, Logger: quiet()})
+			body := mailspine.BytesContent(make([]byte, 100<<10))
+			each(b, n, func(i int) {
+				if err := s.Put(ctx, newMessage(mailspine.MsgID(fmt.Sprint("m", i)), "example.net: ann"), body); err != nil {
+					b.Error(err)
+				}
+			})
+		})
+	}
+}
+
 func BenchmarkGroupCommit(b *testing.B) {
-	for _, n := range []int{1, 50} {
+	for _, n := range []int{1, 5, 20, 50} {
 		b.Run(fmt.Sprint(n, "-writers"), func(b *testing.B) {
 			f, err := os.Create(filepath.Join(b.TempDir(), "log"))
 			if err != nil {

@@ -391,3 +391,25 @@ func (d *decoder) result() (r queue.Result) {
 	}
 	return r
 }
+
+// skipResult goes over a result.
+func (d *decoder) skipResult() {
+	d.byte()
+	flags := d.byte()
+	strings := 0
+	if flags&resultStatus != 0 {
+		for range 4 { // code and enhanced code
+			d.int()
+		}
+		strings = 1
+		if flags&resultCause != 0 {
+			strings = 2
+		}
+	}
+	if flags&resultReceipt != 0 {
+		strings += 8
+	}
+	for range strings {
+		d.raw()
+	}
+}

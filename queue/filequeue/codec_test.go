@@ -121,10 +121,15 @@ func record(t testing.TB) []byte {
 	last.Receipt.RemoteMTA = "mx"
 	var e encoder
 	e.open(openEntry{1, 2, 3, 4})
-	e.put(&putEntry{env: env, put: 5, stamp: 6, body: bodyRef{headLen: 3}, items: []putItem{{id: 7, route: "x", rcpts: []recipient{{index: 0}, {1, last}}}}})
+	e.put(&putEntry{env: env, put: 5, stamp: 6, body: bodyRef{headLen: 3}, priority: 4, items: []putItem{{id: 7, route: "x", weight: 3, rcpts: []recipient{{index: 0}, {1, last}}}}})
 	e.settle(&settleEntry{item: 7, epoch: 8, stamp: 9, delay: 10, attempts: 11, rcpts: []recipient{{1, last}}})
 	e.abandon(&abandonEntry{7, 8, 9, 10, "why"})
+	for _, c := range []controlEntry{{op: queue.OpHold, text: "why"}, {op: queue.OpReroute, text: "y"}, {op: queue.OpRelease}, {op: queue.OpFlush}} {
+		c.stamp, c.items = 9, []controlItem{{id: 7}, {id: 8}}
+		e.control(&c)
+	}
 	e.settle(&settleEntry{item: 7, epoch: 9, stamp: 9, attempts: 12, done: "full-s"})
+	e.control(&controlEntry{op: queue.OpDelete, stamp: 9, items: []controlItem{{7, "full-s"}}})
 	e.graves([]grave{{"x", 1}, {"y", 2}})
 	return e.b
 }
@@ -141,7 +146,18 @@ func FuzzEntries(f *testing.F) {
 			case kindOpen:
 				d.open()
 			case kindPut:
-				if p, err := d.put(); err == nil {
+				light := decoder{b: d.b}
+				head := light.putHead()
+				p, err := d.put()
+				if err == nil && (light.err != nil || head.env.ID != p.env.ID || len(head.items) != len(p.items)) {
+					t.Fatalf("putHead has %+v, put %+v, %v", head, p, light.err)
+				}
+				if err == nil {
+					for i := range p.items {
+						if head.items[i].open != len(p.items[i].rcpts) {
+							t.Fatalf("putHead has %d recipients, put %d", head.items[i].open, len(p.items[i].rcpts))
+						}
+					}
 					var e encoder
 					e.put(p)
 					again, err := entryAt(e.b, 0, kindPut)
@@ -154,11 +170,23 @@ func FuzzEntries(f *testing.F) {
 					}
 				}
 			case kindSettle:
-				d.settle()
+				light := decoder{b: d.b}
+				if h, s := light.settleHead(), d.settle(); (light.err == nil) != (d.err == nil) || d.err == nil && (h.open != len(s.rcpts) || h.done != s.done) {
+					t.Fatalf("settleHead has %+v, settle %+v, %v, %v", h, s, light.err, d.err)
+				}
 			case kindAbandon:
 				d.abandon()
 			case kindGraves:
 				d.graves()
+			case kindControl:
+				if c := d.control(); d.err == nil {
+					var e encoder
+					e.control(c)
+					again := must(entryAt(e.b, 0, kindControl))
+					if got := again.control(); again.err != nil || !reflect.DeepEqual(got, c) {
+						t.Fatalf("%+v encoded is %+v, %v", c, got, again.err)
+					}
+				}
 			default:
 				return errDecode
 			}
@@ -172,6 +200,13 @@ func FuzzEntries(f *testing.F) {
 func FuzzReplay(f *testing.F) {
 	f.Add(record(f), []byte("abc"))
 	f.Add(record(f)[:40], []byte("abc"))
+	var live encoder // the item of the record before is alive no more; this one is
+	live.put(&putEntry{env: newMessage("live-s", "x: ann").Envelope, body: bodyRef{headLen: 3}, items: []putItem{{id: 9, route: "x", rcpts: []recipient{{index: 0}}}}})
+	for op := queue.OpHold; op <= queue.OpReroute; op++ {
+		e := encoder{b: live.b[:len(live.b):len(live.b)]}
+		e.control(&controlEntry{op: op, stamp: 5, text: "text", items: []controlItem{{9, "live-s"}}})
+		f.Add(e.b, []byte("abc"))
+	}
 	f.Fuzz(func(t *testing.T, meta, body []byte) {
 		d := new(durabletest.Disk)
 		if err := durable.MkdirAll(d, "spool", 0o700); err != nil {

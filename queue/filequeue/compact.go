@@ -8,6 +8,7 @@ import (
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/durable"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // The compactor copies this much at a time, so that those who wait for a sync
@@ -24,7 +25,7 @@ func (s *Store) overgrown() bool {
 		return false
 	}
 	total := s.sealed + s.segments[len(s.segments)-1].log.Size()
-	return total > 2*(s.live+graveCost*int64(len(s.tombs.order)))+2*s.opt.SegmentSize
+	return total > 2*(s.live+graveCost*int64(s.tombs.len()))+2*s.opt.SegmentSize
 }
 
 func (s *Store) wakeCompactor() {
@@ -64,6 +65,7 @@ func (s *Store) compact() {
 				case <-s.done:
 					return
 				case <-time.After(time.Minute):
+					s.wakeCompactor() // nobody else may, as long as nothing is put
 				}
 				break
 			}
@@ -79,12 +81,20 @@ func (s *Store) evacuate(seg *segment) error {
 			defer func() { d.b = nil }() // not all is read
 			switch kind {
 			case kindPut:
-				at := location{seg, loc.Offset, uint32(offset)}
-				id := mailspine.MsgID(d.str())
-				return c.message(id, at)
+				return c.message(mailspine.MsgID(d.str()), locate(seg, loc.Offset, uint32(offset)))
 			case kindSettle:
-				if e := d.settle(); e.done != "" {
+				if e := d.settleHead(); e.done != "" {
 					return c.grave(grave{e.done, e.stamp})
+				}
+			case kindControl:
+				e := d.control()
+				for _, it := range e.items {
+					if it.done == "" {
+						continue
+					}
+					if err := c.grave(grave{it.done, e.stamp}); err != nil {
+						return err
+					}
 				}
 			case kindGraves:
 				for _, g := range d.graves() {
@@ -129,25 +139,34 @@ func (s *Store) evacuate(seg *segment) error {
 type copier struct {
 	s      *Store
 	seg    *segment
-	ids    []mailspine.MsgID
+	list   []copied
 	size   int64
 	graves []grave
+}
+
+// A copied is a message, and where its put entry was when it was found. If it is not
+// there any more it is another message, or needs no copy.
+type copied struct {
+	msg slot
+	loc location
 }
 
 func (c *copier) message(id mailspine.MsgID, at location) error {
 	s := c.s
 	s.mu.Lock()
-	m := s.messages[id]
-	alive := m != nil && m.loc == at
-	if alive {
-		c.size += m.cost
+	alive := slot(0)
+	for mi := range s.byMsg.Find(uint64(s.hashID(id))) {
+		if m := s.messages.At(mi); m.loc == at {
+			alive = mi
+			c.size += int64(m.cost)
+		}
 	}
 	s.mu.Unlock()
-	if !alive {
+	if alive == 0 {
 		return nil
 	}
-	c.ids = append(c.ids, id)
-	if len(c.ids) >= copyMessages || c.size >= copyBytes {
+	c.list = append(c.list, copied{alive, at})
+	if len(c.list) >= copyMessages || c.size >= copyBytes {
 		return c.flush()
 	}
 	return nil
@@ -157,7 +176,7 @@ func (c *copier) grave(g grave) error {
 	s := c.s
 	s.mu.Lock()
 	now := s.now()
-	alive := s.messages[g.id] == nil && s.wall(now)-g.stamp <= int64(queue.TombstoneTTL) && s.tombs.has(g.id, now)
+	alive := s.wall(now)-g.stamp <= int64(queue.TombstoneTTL) && s.tombs.has(g.id, now)
 	s.mu.Unlock()
 	if !alive {
 		return nil
@@ -178,13 +197,13 @@ func (c *copier) flush() error {
 			return err
 		}
 	}
-	ids := c.ids
-	c.ids, c.size = c.ids[:0], 0
-	late, err := c.copy(ids, false)
-	for _, id := range late {
+	list := c.list
+	c.list, c.size = c.list[:0], 0
+	late, err := c.copy(list, false)
+	for _, x := range late {
 		// One at a time: nobody is waited for while others wait for us.
 		if err == nil {
-			_, err = c.copy([]mailspine.MsgID{id}, true)
+			_, err = c.copy([]copied{x}, true)
 		}
 	}
 	return err
@@ -192,36 +211,48 @@ func (c *copier) flush() error {
 
 // A move is a message that is being copied.
 type move struct {
-	m     *message
+	msg   slot
+	from  spot
 	views []view
 	put   *putEntry
 	rec   durable.Record
 }
 
+// find returns a message that is still where it was found, or nil. mu is held.
+func (c *copier) find(x copied) *message {
+	if !c.s.messages.Has(x.msg) {
+		return nil
+	}
+	if m := c.s.messages.At(x.msg); m.loc == x.loc {
+		return m
+	}
+	return nil
+}
+
 // copy copies messages that are alive in the segment. Those that somebody is
 // settling at the moment are returned, or waited for.
-func (c *copier) copy(ids []mailspine.MsgID, wait bool) (late []mailspine.MsgID, err error) {
+func (c *copier) copy(list []copied, wait bool) (late []copied, err error) {
 	s := c.s
 	var moves []*move
 	s.mu.Lock()
-	for _, id := range ids {
-		m := s.messages[id]
-		for wait && m != nil && m.busy > 0 {
+	for _, x := range list {
+		m := c.find(x)
+		for wait && m != nil && m.flags&busyBits > 0 {
 			s.cond.Wait()
-			m = s.messages[id]
+			m = c.find(x)
 		}
-		if m == nil || m.loc.seg != c.seg {
+		if m == nil {
 			continue
 		}
-		if m.busy > 0 {
-			late = append(late, id)
+		if m.flags&busyBits > 0 {
+			late = append(late, x)
 			continue
 		}
-		m.moving = true
-		mv := &move{m: m}
+		m.flags |= isMoving
+		mv := &move{msg: x.msg, from: s.keep(m.loc)}
 		now := s.now()
-		for _, it := range m.items {
-			mv.views = append(mv.views, s.view(it, now))
+		for i := range s.each(m) {
+			mv.views = append(mv.views, s.view(i, now))
 		}
 		moves = append(moves, mv)
 	}
@@ -236,16 +267,15 @@ func (c *copier) copy(ids []mailspine.MsgID, wait bool) (late []mailspine.MsgID,
 			err = mv.read(s)
 		}
 		recs = append(recs, mv.rec)
-		for i := range mv.views {
-			s.release(mv.views[i].segments()...)
-		}
+		s.release(mv.from)
+		s.drop(mv.views...)
 	}
 	applied := false
 	if err == nil && len(moves) > 0 {
 		err = s.append(recs, func(seg *segment, locs []durable.Location) {
 			applied = true
 			for i, mv := range moves {
-				mv.apply(s, location{seg, locs[i].Offset, 0})
+				mv.apply(s, locate(seg, locs[i].Offset, 0))
 			}
 			s.cond.Broadcast()
 		})
@@ -253,7 +283,7 @@ func (c *copier) copy(ids []mailspine.MsgID, wait bool) (late []mailspine.MsgID,
 	if !applied {
 		s.mu.Lock()
 		for _, mv := range moves {
-			mv.m.moving = false
+			s.messages.At(mv.msg).flags &^= isMoving
 		}
 		s.cond.Broadcast()
 		s.mu.Unlock()
@@ -263,12 +293,11 @@ func (c *copier) copy(ids []mailspine.MsgID, wait bool) (late []mailspine.MsgID,
 
 // read makes a put entry of a message as it is now.
 func (mv *move) read(s *Store) error {
-	at := mv.m.loc // nobody else changes it
-	full, err := at.seg.log.ReadRecord(at.offset)
+	full, err := mv.from.seg.log.ReadRecord(mv.from.offset)
 	if err != nil {
 		return err
 	}
-	d, err := entryAt(full.Meta, at.entry, kindPut)
+	d, err := entryAt(full.Meta, mv.from.entry, kindPut)
 	if err != nil {
 		return err
 	}
@@ -289,14 +318,15 @@ func (mv *move) read(s *Store) error {
 			return err
 		}
 		p.items[i] = putItem{
-			id: uint64(v.id), route: string(v.route), attempts: uint64(v.attempts), epoch: v.epoch, held: v.status == held, reason: v.reason, rcpts: rcpts,
+			id: uint64(v.id), route: string(v.route), attempts: uint64(v.tries), epoch: v.epoch, held: v.held, reason: v.reason, rcpts: rcpts, weight: v.weight,
 		}
 		// A lease ends with the process, so what is leased was due at some time past; when,
 		// does not matter then. Negative delays keep the order of what is overdue.
-		if v.status == waiting || v.status == ready {
+		if v.status == sched.Waiting || v.status == sched.Ready {
 			p.items[i].delay = int64(v.due)
 		}
 	}
+	p.priority = p.env.Priority
 	head := full.Body[p.body.headOff:][:p.body.headLen]
 	p.body.headOff = 0
 	var e encoder
@@ -307,13 +337,14 @@ func (mv *move) read(s *Store) error {
 
 // apply is called with mu held when the copy is durable.
 func (mv *move) apply(s *Store, at location) {
-	m := mv.m
-	m.moving = false
+	m := s.messages.At(mv.msg)
+	m.flags &^= isMoving
 	cost := int64(len(mv.rec.Meta)+len(mv.rec.Body)) + entryCost
-	s.live += cost - m.cost
-	m.loc, m.cost = at, cost
-	for _, it := range m.items {
-		s.live -= it.cost
-		it.state, it.cost = location{}, 0
+	s.live += cost - int64(m.cost)
+	m.loc, m.cost = at, uint32(cost)
+	for i := range s.each(m) {
+		it := s.items.At(i)
+		s.live -= int64(it.cost) * costUnit
+		it.seg, it.offset, it.cost = 0, 0, 0
 	}
 }

@@ -8,10 +8,11 @@ import (
 )
 
 // A record's meta is a list of entries, which happen together: each is a kind,
-// a length, and content. This is formatVersion 1.
+// a length, and content. Version 2 has control entries, and put entries end in weights and the priority. A segment of an
+// older version is read, and nothing is appended to it.
 const (
 	magic         = "MSQUEUE\n"
-	formatVersion = 1
+	formatVersion = 2
 )
 
 // The kinds of entries.
@@ -21,6 +22,7 @@ const (
 	kindSettle  = 'S' // the end of a lease, with results
 	kindAbandon = 'A' // the end of a lease, without
 	kindGraves  = 'T' // tombstones, copied from a segment that goes
+	kindControl = 'C' // what an operator did; since version 2
 )
 
 func (e *encoder) entry(kind byte, f func(e *encoder)) {
@@ -104,6 +106,9 @@ type putEntry struct {
 	stamp int64 // of this entry; the items' delays begin here
 	body  bodyRef
 	items []putItem
+	// priority is that of the envelope, which is not read when a store is opened. In entries of version 1 it is 0.
+	priority int
+	raw      []byte // the envelope, as it is in the record; of putHead only
 }
 
 type putItem struct {
@@ -115,6 +120,8 @@ type putItem struct {
 	held     bool
 	reason   string
 	rcpts    []recipient // those that are open
+	open     int         // how many they are, where rcpts is not decoded
+	weight   int         // of its tenant on its route; in entries of version 1: 0
 }
 
 // A recipient that is open, and its last result.
@@ -148,11 +155,18 @@ func (e *encoder) put(p *putEntry) {
 			e.recipients(it.rcpts)
 		}
 		e.nest(func(e *encoder) { e.envelope(p.env) })
+		e.int(int64(p.priority))
+		for i := range p.items {
+			e.uint(uint64(p.items[i].weight))
+		}
 	})
 }
 
-// putHead decodes a put entry without the envelope: env has ID and tenant only.
-func (d *decoder) putHead() *putEntry {
+// putHead decodes what a store needs to know of a put entry when it is opened. Envelope and recipients are checked, but not
+// decoded: env has ID and tenant only, items have no rcpts, and the envelope is in raw, as long as the input is valid.
+func (d *decoder) putHead() *putEntry { return d.putWith(false) }
+
+func (d *decoder) putWith(rcpts bool) *putEntry {
 	p := &putEntry{env: &mailspine.Envelope{}}
 	p.env.ID = mailspine.MsgID(d.str())
 	p.env.Tenant = d.str()
@@ -162,18 +176,26 @@ func (d *decoder) putHead() *putEntry {
 		if d.err != nil {
 			break
 		}
-		p.items = append(p.items, putItem{
-			id: d.uint(), route: d.str(), attempts: d.uint(), epoch: d.uint(),
-			delay: d.int(), held: d.bool(), reason: d.str(), rcpts: d.recipients(),
-		})
+		it := putItem{id: d.uint(), route: d.str(), attempts: d.uint(), epoch: d.uint(), delay: d.int(), held: d.bool(), reason: d.str()}
+		it.rcpts, it.open = d.recipients(rcpts)
+		p.items = append(p.items, it)
+	}
+	p.raw = d.raw()
+	p.priority = int(max(-128, min(d.int(), 127)))
+	for i := range p.items {
+		p.items[i].weight = int(min(d.uint(), queue.MaxWeight))
 	}
 	return p
 }
 
 func (d *decoder) put() (*putEntry, error) {
-	p := d.putHead()
+	p := d.putWith(true)
 	id := p.env.ID
-	d.nest(func(d *decoder) { p.env = d.envelope() })
+	in := decoder{b: p.raw}
+	p.env, p.raw = in.envelope(), nil
+	if in.err != nil {
+		d.fail()
+	}
 	if d.err != nil {
 		return nil, d.err
 	}
@@ -219,25 +241,32 @@ func (e *encoder) recipients(list []recipient) {
 	}
 }
 
-func (d *decoder) recipients() []recipient {
-	n := d.count()
-	list := make([]recipient, 0, n)
+// recipients decodes a list, or only checks it, and returns how many there are.
+func (d *decoder) recipients(decode bool) (list []recipient, n int) {
+	n = d.count()
+	if decode {
+		list = make([]recipient, 0, n)
+	}
 	for range n {
 		if d.err != nil {
-			return nil
+			return nil, 0
 		}
 		i := d.uint()
 		if i > 1<<30 {
 			d.fail()
-			return nil
+			return nil, 0
 		}
-		r := recipient{index: int(i)}
-		if d.bool() {
-			r.last = d.result()
+		tried := d.bool()
+		switch {
+		case decode && tried:
+			list = append(list, recipient{int(i), d.result()})
+		case decode:
+			list = append(list, recipient{index: int(i)})
+		case tried:
+			d.skipResult()
 		}
-		list = append(list, r)
 	}
-	return list
+	return list, n
 }
 
 // A settleEntry ends a lease with results. rcpts are those that are still open.
@@ -251,6 +280,7 @@ type settleEntry struct {
 	attempts uint64
 	done     mailspine.MsgID
 	rcpts    []recipient
+	open     int // how many they are, where rcpts is not decoded
 }
 
 func (e *encoder) settle(s *settleEntry) {
@@ -265,8 +295,15 @@ func (e *encoder) settle(s *settleEntry) {
 	})
 }
 
-func (d *decoder) settle() *settleEntry {
-	return &settleEntry{d.uint(), d.uint(), d.int(), d.int(), d.uint(), mailspine.MsgID(d.str()), d.recipients()}
+func (d *decoder) settle() *settleEntry { return d.settleWith(true) }
+
+// settleHead decodes a settle entry without rcpts.
+func (d *decoder) settleHead() *settleEntry { return d.settleWith(false) }
+
+func (d *decoder) settleWith(rcpts bool) *settleEntry {
+	s := &settleEntry{item: d.uint(), epoch: d.uint(), stamp: d.int(), delay: d.int(), attempts: d.uint(), done: mailspine.MsgID(d.str())}
+	s.rcpts, s.open = d.recipients(rcpts)
+	return s
 }
 
 // An abandonEntry ends a lease without results.
@@ -290,6 +327,54 @@ func (e *encoder) abandon(a *abandonEntry) {
 
 func (d *decoder) abandon() *abandonEntry {
 	return &abandonEntry{d.uint(), d.uint(), d.int(), d.int(), d.str()}
+}
+
+// A controlEntry is a command on items, all of which it changes.
+type controlEntry struct {
+	op    queue.Op
+	stamp int64
+	text  string // the reason of a hold, or the route
+	items []controlItem
+}
+
+// A controlItem is an item of a controlEntry. If it is removed, done names its
+// message, as in a settleEntry; it is empty if that could not be read.
+type controlItem struct {
+	id   uint64
+	done mailspine.MsgID
+}
+
+func (e *encoder) control(c *controlEntry) {
+	e.entry(kindControl, func(e *encoder) {
+		e.byte(byte(c.op))
+		e.int(c.stamp)
+		e.str(c.text)
+		e.uint(uint64(len(c.items)))
+		for _, it := range c.items {
+			e.uint(it.id)
+			if c.op == queue.OpDelete {
+				e.str(string(it.done))
+			}
+		}
+	})
+}
+
+func (d *decoder) control() *controlEntry {
+	c := &controlEntry{op: queue.Op(d.byte()), stamp: d.int(), text: d.str()}
+	if c.op < queue.OpHold || c.op > queue.OpReroute {
+		d.fail()
+	}
+	for range d.count() {
+		if d.err != nil {
+			break
+		}
+		it := controlItem{id: d.uint()}
+		if c.op == queue.OpDelete {
+			it.done = mailspine.MsgID(d.str())
+		}
+		c.items = append(c.items, it)
+	}
+	return c
 }
 
 // A grave is the tombstone of a finished message.

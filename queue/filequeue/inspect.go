@@ -6,93 +6,163 @@ import (
 	"iter"
 
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
-// List implements queue.Inspector. It takes 8 octets for each item that is
-// stored while it runs.
+// List implements queue.Inspector.
 func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, error] {
 	return func(yield func(queue.Item, error) bool) {
 		if err := f.Validate(); err != nil {
 			yield(queue.Item{}, err)
 			return
 		}
-		ids, err := s.match(ctx, f)
-		if err != nil {
+		var items []queue.Item
+		err := s.search(ctx, f, listViews, func(views []view) error {
+			items = items[:0]
+			for i := range views {
+				v := &views[i]
+				env, states, err := v.load()
+				if err != nil {
+					return fmt.Errorf("filequeue: item %d: %w", v.id, err)
+				}
+				it := v.item()
+				it.Message, it.Envelope, it.States = env.ID, env, states
+				if f.Match(it) {
+					items = append(items, it)
+				}
+			}
+			return nil
+		}, func() error {
+			for _, it := range items {
+				if !yield(it, nil) {
+					return errStop
+				}
+			}
+			return nil
+		})
+		if err != nil && err != errStop {
 			yield(queue.Item{}, err)
-			return
-		}
-		for _, id := range ids {
-			it, ok, err := s.show(ctx, id)
-			if err == nil && (!ok || !f.Match(it)) {
-				continue // it went meanwhile
-			}
-			if !yield(it, err) || err != nil {
-				return
-			}
 		}
 	}
 }
 
-func (s *Store) match(ctx context.Context, f queue.Filter) ([]queue.ItemID, error) {
-	if err := s.begin(ctx); err != nil {
-		return nil, err
+// How many items are looked at before the lock is given up, and how many found are
+// dealt with at a time.
+const (
+	searchStep  = 1024
+	listViews   = 128
+	changeViews = 1000
+)
+
+// search calls found with views of items that match as far as memory tells, up to most at a time (but for
+// those of one message), and
+// after each time then, outside of the operation, so that the store can be closed meanwhile. Each item that is there all the time is found once.
+// What that takes of memory does not depend on how many items there are. An error of either ends the search.
+func (s *Store) search(ctx context.Context, f queue.Filter, most int, found func([]view) error, then func() error) error {
+	for from := slot(1); from != 0; {
+		if err := s.begin(ctx); err != nil {
+			return err
+		}
+		var views []view
+		var err error
+		if f.ID != "" || f.Item != 0 {
+			from = 0
+			views, err = s.few(f)
+		} else {
+			views, from = s.some(f, from, most)
+		}
+		if err == nil && len(views) > 0 {
+			err = found(views)
+		}
+		s.drop(views...)
+		s.end()
+		if err != nil {
+			return err
+		}
+		if len(views) > 0 && then != nil {
+			if err := then(); err != nil {
+				return err
+			}
+		}
 	}
-	defer s.end()
+	return nil
+}
+
+// some returns up to most views of items whose Slots are from one on, and where to go on, or 0.
+func (s *Store) some(f queue.Filter, from slot, most int) ([]view, slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var ids []queue.ItemID
-	fits := func(it *item) {
-		if (f.Route == "" || f.Route == it.line.lane.route) && (f.Tenant == "" || f.Tenant == it.line.tenant) {
-			ids = append(ids, it.id)
+	now := s.advance()
+	var views []view
+	for end := s.items.End(); from < end; from++ {
+		if len(views) == most {
+			return views, from
+		}
+		if from%searchStep == 0 {
+			// Nobody waits for long, however many do not match.
+			s.mu.Unlock()
+			s.mu.Lock()
+			now = s.advance()
+		}
+		if s.items.Has(from) {
+			views = s.collect(views, from, f, now)
 		}
 	}
-	if f.ID != "" {
-		if m := s.messages[f.ID]; m != nil {
-			for _, it := range m.items {
-				fits(it)
-			}
-		}
-		return ids, nil
-	}
-	for _, it := range s.items {
-		fits(it)
-	}
-	return ids, nil
+	return views, 0
 }
 
-func (s *Store) show(ctx context.Context, id queue.ItemID) (queue.Item, bool, error) {
-	if err := s.begin(ctx); err != nil {
-		return queue.Item{}, false, err
-	}
-	defer s.end()
+// few is search for the items of one message, or one item.
+func (s *Store) few(f queue.Filter) ([]view, error) {
+	var views []view
 	s.mu.Lock()
-	now := s.now()
-	s.sched.advance(now)
-	it := s.items[id]
-	if it == nil {
+	if f.ID == "" {
+		if i := s.item(f.Item); i != 0 {
+			views = s.collect(nil, i, f, s.advance())
+		}
 		s.mu.Unlock()
-		return queue.Item{}, false, nil
+		return views, nil
 	}
-	v := s.view(it, now)
+	list := s.candidates(f.ID)
 	s.mu.Unlock()
-	env, states, err := v.load()
-	s.release(v.segments()...)
+	c, ok, err := s.choose(f.ID, list)
 	if err != nil {
-		return queue.Item{}, false, fmt.Errorf("filequeue: item %d of message %s: %w", id, v.msg, err)
+		return nil, fmt.Errorf("filequeue: message %s: %w", f.ID, err)
 	}
-	show := queue.Item{
-		ID: id, Message: v.msg, Route: v.route, Envelope: env, States: states, Attempts: int(v.attempts), Age: v.age, Due: v.due,
-		State: itemStates[v.status], Reason: v.reason, Size: v.size,
+	if !ok {
+		return nil, nil
 	}
-	if v.status == held {
-		show.Due = 0
+	defer s.release(c.put)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.still(c); m != nil {
+		now := s.advance()
+		for i := range s.each(m) {
+			views = s.collect(views, i, f, now)
+		}
 	}
-	return show, true, nil
+	return views, nil
 }
 
-var itemStates = [statuses]queue.ItemState{
-	waiting: queue.ItemWaiting, leased: queue.ItemLeased, busy: queue.ItemLeased, ready: queue.ItemDue, held: queue.ItemHeld,
-} // never written
+// collect appends a view of an item, if it matches as far as memory tells. mu is held.
+func (s *Store) collect(views []view, i slot, f queue.Filter, now int64) []view {
+	if f.Route != "" && string(f.Route) != s.sched.Route(i) || f.Tenant != "" && f.Tenant != s.sched.Tenant(i) {
+		return views
+	}
+	if f.State != queue.AnyState && f.State != itemStates[s.sched.State(i)] {
+		return views
+	}
+	v := s.view(i, now)
+	if !inMemory(f).Match(v.item()) {
+		s.releaseLocked(v.put, v.state)
+		return views
+	}
+	return append(views, v)
+}
+
+// inMemory returns what of a filter can be decided without the journal. What search finds has its Tenant.
+func inMemory(f queue.Filter) queue.Filter {
+	return queue.Filter{Item: f.Item, Route: f.Route, State: f.State, MinAge: f.MinAge, MaxAge: f.MaxAge}
+}
 
 // Breakdown implements queue.Inspector.
 func (s *Store) Breakdown(ctx context.Context) iter.Seq2[queue.Group, error] {
@@ -102,30 +172,16 @@ func (s *Store) Breakdown(ctx context.Context) iter.Seq2[queue.Group, error] {
 			return
 		}
 		s.mu.Lock()
-		s.sched.advance(s.now())
-		groups := map[*line]*queue.Group{}
-		for _, it := range s.items {
-			g := groups[it.line]
-			if g == nil {
-				g = &queue.Group{Route: it.line.lane.route, Tenant: it.line.tenant}
-				groups[it.line] = g
-			}
-			g.Items++
-			switch itemStates[it.status] {
-			case queue.ItemWaiting:
-				g.Waiting++
-			case queue.ItemLeased:
-				g.Leased++
-			case queue.ItemDue:
-				g.Due++
-			case queue.ItemHeld:
-				g.Held++
-			}
-		}
+		s.advance()
+		lines := s.sched.Lines()
 		s.mu.Unlock()
 		s.end()
-		for _, g := range groups {
-			if !yield(*g, nil) {
+		for _, l := range lines {
+			n := l.Counts
+			if !yield(queue.Group{
+				Route: queue.Route(l.Route), Tenant: l.Tenant, Items: n.Sum(),
+				Due: n[sched.Ready], Waiting: n[sched.Waiting], Leased: n[sched.Leased] + n[sched.Busy], Held: n[sched.Held],
+			}, nil) {
 				return
 			}
 		}
@@ -140,10 +196,10 @@ func (s *Store) Stats(ctx context.Context) (queue.Stats, error) {
 	defer s.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sched.advance(s.now())
-	n := &s.sched.count
+	s.advance()
+	n := s.sched.Counts()
 	return queue.Stats{
-		Messages: int64(len(s.messages)), Items: int64(len(s.items)), Bytes: s.bytes,
-		Due: int64(n[ready]), Waiting: int64(n[waiting]), Leased: int64(n[leased] + n[busy]), Held: int64(n[held]),
+		Messages: int64(s.messages.Len()), Items: int64(s.items.Len()), Bytes: s.bytes,
+		Due: n[sched.Ready], Waiting: n[sched.Waiting], Leased: n[sched.Leased] + n[sched.Busy], Held: n[sched.Held],
 	}, nil
 }

@@ -1,9 +1,11 @@
 package filequeue
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/mailspine/mailspine/internal/durable"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // A segment is one file of the journal.
@@ -35,7 +38,7 @@ func parseSegment(name string) (uint64, bool) {
 	if d, ok = strings.CutSuffix(d, ".log"); !ok {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(d, 10, 64)
+	n, err := strconv.ParseUint(d, 10, 32) // 128 PiB of journal, with the default size of segments
 	return n, err == nil && segmentName(n) == name
 }
 
@@ -81,6 +84,12 @@ func (s *Store) load() error {
 	}
 	s.genera++
 	first := s.opening()
+	old := false
+	if len(numbers) > 0 {
+		if old, err = s.olderHead(); err != nil {
+			return err
+		}
+	}
 	if len(numbers) == 0 {
 		// The directory may be there only because an earlier process was killed
 		// before its name was synced.
@@ -92,6 +101,13 @@ func (s *Store) load() error {
 			return err
 		}
 		s.segments = []*segment{{number: 1, log: l}}
+	} else if old {
+		n := numbers[len(numbers)-1] + 1
+		l, err := durable.CreateLog(s.fsys, s.segmentPath(n), s.logOptions(false), first)
+		if err != nil {
+			return err
+		}
+		s.segments = append(s.segments, &segment{number: n, log: l})
 	} else if _, err := s.segments[len(s.segments)-1].log.Append(first); err != nil {
 		return err
 	}
@@ -100,7 +116,25 @@ func (s *Store) load() error {
 		s.sealed += seg.log.Size()
 	}
 	s.epoch = s.genera << 40
+	for s.advance(); s.sched.Behind(); {
+		s.advance()
+	}
 	return nil
+}
+
+// olderHead reports whether the last segment is of an older version. Nothing of
+// this version is appended to it: the program that wrote it must not take that for damage.
+func (s *Store) olderHead() (bool, error) {
+	f, err := s.fsys.OpenFile(s.segments[len(s.segments)-1].log.Name(), os.O_RDONLY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var h [12]byte // the magic, and the version
+	if _, err := f.ReadAt(h[:], 0); err != nil {
+		return false, err
+	}
+	return binary.LittleEndian.Uint32(h[8:]) < formatVersion, nil
 }
 
 // opening is the record that begins a process's life, or a segment.
@@ -116,14 +150,12 @@ func (s *Store) loadBodies() error {
 	if err != nil {
 		return err
 	}
-	wanted := map[string]*message{}
-	for _, m := range s.messages {
-		if m.file != 0 {
-			wanted[filepath.Base(s.bodyName(m.file))] = m
-		}
+	wanted := map[string]slot{}
+	for m, file := range s.bodies {
+		wanted[filepath.Base(s.bodyName(file))] = m
 	}
 	for _, e := range list {
-		if wanted[e.Name()] == nil {
+		if wanted[e.Name()] == 0 {
 			if err := durable.RemoveAll(s.fsys, filepath.Join(s.dir, bodyDir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
@@ -133,7 +165,12 @@ func (s *Store) loadBodies() error {
 	for name, m := range wanted {
 		// Somebody else removed it: nothing here does. The message can be listed,
 		// and reports can be made of it, so it is kept.
-		s.log.Error("filequeue: the body of a message is missing", "id", m.id, "file", name)
+		s.mu.Lock()
+		at := s.keep(s.messages.At(m).loc)
+		s.mu.Unlock()
+		id, err := readID(at)
+		s.release(at)
+		s.log.Error("filequeue: the body of a message is missing", "id", id, "file", name, "err", err)
 	}
 	return nil
 }
@@ -146,6 +183,11 @@ func (s *Store) append(recs []durable.Record, apply func(seg *segment, locs []du
 	}
 	s.jmu.RLock()
 	seg := s.head
+	if seg.log.Size() > maxOffset {
+		s.jmu.RUnlock()
+		s.rotate()
+		return fmt.Errorf("filequeue: %s is full, and no new segment can be begun", seg.log.Name())
+	}
 	locs, err := seg.log.Append(recs...)
 	if err == nil {
 		s.hook("journal.durable")
@@ -167,8 +209,10 @@ func (s *Store) append(recs []durable.Record, apply func(seg *segment, locs []du
 	case err != nil:
 		s.full.Store(errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
 		return err
-	case full:
+	case full && s.rotating.CompareAndSwap(false, true):
+		// One is enough: each that waited for jmu would stop the appenders once more.
 		s.rotate()
+		s.rotating.Store(false)
 	}
 	return nil
 }
@@ -218,7 +262,7 @@ type replay struct {
 func (r *replay) record(loc durable.Location, meta []byte) error {
 	err := eachEntry(meta, func(offset int, kind byte, d *decoder) error {
 		cost := int64(len(d.b)) + entryCost
-		at := location{r.seg, loc.Offset, uint32(offset)}
+		at := locate(r.seg, loc.Offset, uint32(offset))
 		switch kind {
 		case kindOpen:
 			o := d.open()
@@ -230,16 +274,17 @@ func (r *replay) record(loc durable.Location, meta []byte) error {
 			if d.err != nil {
 				return d.err
 			}
-			d.b = nil // the envelope is not read
 			if p.body.headOff > uint64(loc.BodyLen) || p.body.headLen > uint64(loc.BodyLen)-p.body.headOff ||
 				p.body.fileOff < 0 || p.body.fileOff > p.body.fileSize {
 				return errDecode
 			}
 			r.put(p, at, cost+int64(p.body.headLen))
 		case kindSettle:
-			r.settle(d.settle(), at, cost)
+			r.settle(d.settleHead(), at, cost)
 		case kindAbandon:
 			r.abandon(d.abandon())
+		case kindControl:
+			r.control(d.control())
 		case kindGraves:
 			for _, g := range d.graves() {
 				r.bury(g)
@@ -263,12 +308,15 @@ func (r *replay) base(stamp int64) int64 {
 
 func (r *replay) put(p *putEntry, at location, cost int64) {
 	s := r.s
-	if old := s.messages[p.env.ID]; old != nil { // rewritten by the compactor
-		for len(old.items) > 0 {
-			it := old.items[0]
-			s.sched.take(it)
-			s.sched.rest(it, busy)
-			s.removeItem(it)
+	// A message that the compactor has rewritten is known by its items. IDs of new ones are higher than all before, as a rule.
+	for k := range p.items {
+		if p.items[k].id > s.nextItem {
+			continue
+		}
+		if i := s.item(queue.ItemID(p.items[k].id)); i != 0 {
+			for i := range s.each(s.messages.At(s.items.At(i).msg)) {
+				s.removeItem(i)
+			}
 		}
 	}
 	s.insert(p, at, cost, r.base(p.stamp))
@@ -281,12 +329,9 @@ func (r *replay) put(p *putEntry, at location, cost int64) {
 func (r *replay) settle(e *settleEntry, at location, cost int64) {
 	s := r.s
 	finished := true
-	if it := s.items[queue.ItemID(e.item)]; it != nil {
-		s.sched.take(it)
-		s.sched.rest(it, busy)
-		m := it.msg
-		s.settled(it, e, at, cost, r.base(e.stamp))
-		finished = len(m.items) == 0
+	if i := s.item(queue.ItemID(e.item)); i != 0 {
+		done, _ := s.settled(i, e, at, cost, r.base(e.stamp))
+		finished = done
 	}
 	if e.done != "" && finished {
 		r.bury(grave{e.done, e.stamp})
@@ -294,13 +339,26 @@ func (r *replay) settle(e *settleEntry, at location, cost int64) {
 }
 
 func (r *replay) abandon(e *abandonEntry) {
-	it := r.s.items[queue.ItemID(e.item)]
-	if it == nil || it.status == held {
+	s := r.s
+	i := s.item(queue.ItemID(e.item))
+	if i == 0 || s.sched.State(i) == sched.Held {
 		return
 	}
-	r.s.sched.take(it)
-	it.reason = e.reason
-	r.s.sched.wait(it, r.base(e.stamp)+e.delay, waiting)
+	s.setReason(i, e.reason)
+	s.sched.Wait(i, r.base(e.stamp)+e.delay)
+}
+
+func (r *replay) control(e *controlEntry) {
+	s := r.s
+	for _, it := range e.items {
+		finished := true
+		if i := s.item(queue.ItemID(it.id)); i != 0 {
+			finished, _ = s.control(i, e.op, e.text, r.base(e.stamp))
+		}
+		if e.op == queue.OpDelete && it.done != "" && finished {
+			r.bury(grave{it.done, e.stamp})
+		}
+	}
 }
 
 func (r *replay) bury(g grave) {

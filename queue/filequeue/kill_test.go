@@ -2,12 +2,9 @@ package filequeue
 
 import (
 	"errors"
-	"fmt"
 	"io"
-	"maps"
 	"math"
 	"path/filepath"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -44,75 +41,6 @@ func TestFailedSyncThenPowerCut(t *testing.T) {
 		}
 		s.Close()
 	}
-}
-
-// The process is killed before a sync, or the sync fails; another process opens the directory
-// and works on, and then the power goes: what the first left to the kernel must
-// be as good as what the second wrote.
-func TestKillThenPowerCut(t *testing.T) {
-	step := 9
-	if ci() {
-		step = 3
-	}
-	if soak() {
-		step = 1
-	}
-	for _, why := range []error{durabletest.ErrKilled, ioError} {
-		for op, step := range map[durabletest.Op]int{durabletest.SyncDir: 1, durabletest.Sync: step} {
-			for n := 1 + int(time.Now().UnixNano()%int64(step)); killThenCut(t, op, n, why); n += step {
-			}
-		}
-	}
-}
-
-// killThenCut reports whether there was an n-th call of the kind.
-func killThenCut(t *testing.T, op durabletest.Op, n int, why error) bool {
-	d := new(durabletest.Disk)
-	f := &durabletest.Faults{FS: d}
-	var hit, dead atomic.Bool
-	f.Set(func(c durabletest.Call) error {
-		if c.Op == op && c.OfOp == n {
-			hit.Store(true)
-			dead.Store(why == durabletest.ErrKilled)
-			return why
-		}
-		if dead.Load() {
-			return durabletest.ErrKilled
-		}
-		return nil
-	})
-	what := fmt.Sprintf("%s %d: %v", op, n, why)
-	w, err := newWorld(f, func(err error) bool { return dead.Load() || d.WasCut() || errors.Is(err, durable.ErrFailed) })
-	if err == nil {
-		w.script()
-		w.s.Close()
-	}
-	if !hit.Load() {
-		return false
-	}
-	w.s, err = Open("spool", &Options{fs: d, SegmentSize: 1, InlineMax: 8 << 10, Logger: quiet()})
-	if err != nil {
-		t.Fatalf("%s: %v", what, err)
-	}
-	got := actual(t, w.s)
-	if !maps.Equal(got, w.want) && (w.either == nil || !maps.Equal(got, w.either)) {
-		t.Fatalf("%s: the store has\n%v\nit should have\n%v\nor\n%v", what, show(got), show(w.want), show(w.either))
-	}
-	w.want, w.either, w.leases = got, nil, nil
-	at := d.Ops() + 1 + n*37%400
-	d.CutAt(at)
-	for i := range 60 {
-		w.put(mailspine.MsgID(fmt.Sprintf("k%d-m", i)), "k: ann")
-		w.lease(2)
-		w.settle(0)
-		w.settle(0)
-	}
-	d.Cut()
-	w.s.Close()
-	for seed := range uint64(6) {
-		w.check(t, d.Crash(seed), fmt.Sprintf("%s, cut at operation %d, seed %d", what, at, seed))
-	}
-	return true
 }
 
 // The head is not followed by a new segment after its sync failed, even when the

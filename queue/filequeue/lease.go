@@ -4,17 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
-	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // maxLease bounds what one Lease returns: each item of it has its envelope in memory.
 const maxLease = 1000
 
 // Lease implements queue.Store. It returns at most 1,000 items at once. An item whose record
-// cannot be read is left out, and told to the log; it is tried again when its
+// cannot be read is left out, and told to the log; it is tried again, at once and then when its
 // lease would have ended.
 //
 // While results could not be recorded, because a sync failed or the disk is
@@ -24,169 +25,134 @@ func (s *Store) Lease(ctx context.Context, req queue.LeaseRequest) ([]queue.Leas
 		return nil, err
 	}
 	defer s.end()
-	if err := s.failure(); err != nil {
+	if err := s.mayLease(); err != nil {
 		return nil, err
 	}
-	if s.full.Load() {
-		if err := s.room(s.opt.MinFree / 8); err != nil {
-			return nil, err
-		}
-	}
-	if req.TTL <= 0 {
-		req.TTL = queue.DefaultLeaseTTL
-	}
-	var skip map[queue.Route]bool
-	if len(req.Exclude) > 0 {
-		skip = make(map[queue.Route]bool, len(req.Exclude))
-		for _, r := range req.Exclude {
-			skip[r] = true
-		}
-	}
-	s.mu.Lock()
-	now := s.now()
-	s.sched.advance(now)
+	exclude := sched.Strings(req.Exclude)
+	n := min(max(req.Max, 1), maxLease)
+	var slots []slot
 	var got []view
-	for range min(max(req.Max, 1), maxLease) {
-		it := s.sched.next(skip)
-		if it == nil {
+	s.mu.Lock()
+	for {
+		now := s.advance()
+		had := len(slots)
+		slots = s.sched.Lease(slots, n-had, now+leaseTTL(req.TTL), exclude)
+		for _, i := range slots[had:] {
+			got = append(got, s.lend(i, now))
+		}
+		if len(slots) == n || !s.sched.Behind() {
 			break
 		}
-		s.epoch++
-		it.epoch = s.epoch
-		s.sched.wait(it, now+span(req.TTL), leased)
-		got = append(got, s.view(it, now))
+		// A great many items became due at once. Others have their turn before
+		// we look at more of them.
+		s.mu.Unlock()
+		s.mu.Lock()
 	}
 	s.mu.Unlock()
+	return s.leases(got)
+}
+
+// mayLease returns why there are no leases now, or nil.
+func (s *Store) mayLease() error {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	if s.full.Load() {
+		return s.room(s.opt.MinFree / 8)
+	}
+	return nil
+}
+
+func leaseTTL(ttl time.Duration) int64 {
+	if ttl <= 0 {
+		ttl = queue.DefaultLeaseTTL
+	}
+	return sched.Span(ttl)
+}
+
+// lend begins the lease of an item that the schedule has lent. mu is held.
+func (s *Store) lend(i slot, now int64) view {
+	s.epoch++
+	s.items.At(i).epoch = s.epoch
+	return s.view(i, now)
+}
+
+// leases reads the records of items that were lent. Those that cannot be read are
+// left out; it is an error if there is nothing else.
+func (s *Store) leases(got []view) ([]queue.Lease, error) {
 	leases := make([]queue.Lease, 0, len(got))
+	slots := make([]slot, 0, len(got))
 	var failed error
 	for i := range got {
 		v := &got[i]
 		env, states, err := v.load()
-		s.release(v.segments()...)
+		s.drop(*v)
 		if err != nil {
-			failed = fmt.Errorf("filequeue: item %d of message %s: %w", v.id, v.msg, err)
-			s.log.Error("filequeue: an item cannot be read", "id", v.msg, "item", uint64(v.id), "err", err)
+			failed = fmt.Errorf("filequeue: item %d: %w", v.id, err)
+			s.log.Error("filequeue: an item cannot be read", "item", uint64(v.id), "err", err)
+			s.unreadable(queue.Token{Item: v.id, Epoch: v.epoch})
 			continue
 		}
+		slots = append(slots, v.slot)
 		leases = append(leases, queue.Lease{
 			Token: queue.Token{Item: v.id, Epoch: v.epoch}, Route: v.route, Envelope: env, Recipients: states,
-			Attempts: int(v.attempts), Age: v.age, Size: v.size,
+			Attempts: int(v.tries), Age: v.age, Size: v.size,
 		})
 	}
+	s.readable(slots, leases)
 	if len(leases) == 0 && failed != nil {
 		return nil, failed
 	}
 	return leases, nil
 }
 
-// A view is what is in memory of an item, at some moment, with its segments kept.
-type view struct {
-	id       queue.ItemID
-	msg      mailspine.MsgID
-	route    queue.Route
-	tenant   string
-	put      location
-	state    location // without a segment: there is none
-	epoch    uint64
-	attempts uint32
-	age      time.Duration
-	due      time.Duration
-	status   status
-	reason   string
-	size     int64
-}
-
-// view is called with mu held.
-func (s *Store) view(it *item, now int64) view {
-	v := view{
-		id: it.id, msg: it.msg.id, route: it.line.lane.route, tenant: it.line.tenant, put: s.keep(it.msg.loc), state: it.state,
-		epoch: it.epoch, attempts: it.attempts, age: time.Duration(now - it.msg.put), due: time.Duration(it.due - now),
-		status: it.status, reason: it.reason, size: it.msg.size,
-	}
-	if v.state.seg != nil {
-		s.keep(v.state)
-	}
-	return v
-}
-
-func (v *view) segments() []*segment {
-	if v.state.seg == nil {
-		return []*segment{v.put.seg}
-	}
-	return []*segment{v.put.seg, v.state.seg}
-}
-
-// load reads the envelope with the recipients that are open, and their states.
-func (v *view) load() (*mailspine.Envelope, []queue.RecipientState, error) {
-	p, err := readPut(v.put)
-	if err != nil {
-		return nil, nil, err
-	}
-	rcpts, err := v.recipients(p)
-	if err != nil {
-		return nil, nil, err
-	}
-	index := make([]int, len(rcpts))
-	states := make([]queue.RecipientState, len(rcpts))
-	for i, r := range rcpts {
-		if r.index >= len(p.env.Recipients) {
-			return nil, nil, errDecode
-		}
-		index[i] = r.index
-		states[i] = queue.RecipientState{Index: r.index, Last: r.last, Warned: r.last.Warned}
-	}
-	return p.env.Subset(index), states, nil
-}
-
-// recipients returns those that are open. p may be nil: then it is read if need be.
-func (v *view) recipients(p *putEntry) ([]recipient, error) {
-	if v.state.seg != nil {
-		_, meta, err := v.state.seg.log.ReadMeta(v.state.offset)
-		if err != nil {
-			return nil, err
-		}
-		d, err := entryAt(meta, v.state.entry, kindSettle)
-		if err != nil {
-			return nil, err
-		}
-		e := d.settle()
-		if d.err != nil || e.item != uint64(v.id) {
-			return nil, errDecode
-		}
-		return e.rcpts, nil
-	}
-	if p == nil {
-		var err error
-		if p, err = readPut(v.put); err != nil {
-			return nil, err
+// readable remembers the IDs of messages whose items were leased: a settlement needs them, and
+// what was delivered must be recorded even if the message cannot be read any more.
+func (s *Store) readable(slots []slot, leases []queue.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, i := range slots {
+		if s.item(leases[k].Token.Item) == i {
+			s.ids[i] = strings.Clone(string(leases[k].Envelope.ID))
+			delete(s.unread, i)
 		}
 	}
-	it, err := p.item(v.id)
-	if err != nil {
-		return nil, err
+	// What was leased and came back by itself is not needed.
+	if len(s.ids) > 1000+2*s.sched.Out() {
+		for i := range s.ids {
+			if st := s.sched.State(i); st != sched.Leased && st != sched.Busy {
+				delete(s.ids, i)
+			}
+		}
 	}
-	return it.rcpts, nil
 }
 
-func readPut(loc location) (*putEntry, error) {
-	_, meta, err := loc.seg.log.ReadMeta(loc.offset)
-	if err != nil {
-		return nil, err
+// unreadable gives an item back whose record could not be read, once: the disk may
+// have been busy. If that is so again it stays leased, or it would be tried all the time.
+func (s *Store) unreadable(t queue.Token) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.advance()
+	i := s.holder(t, now)
+	if i == 0 || s.unread[i] {
+		return
 	}
-	d, err := entryAt(meta, loc.entry, kindPut)
-	if err != nil {
-		return nil, err
+	s.unread[i] = true
+	if s.sched.FromHold(i) {
+		s.sched.Hold(i)
+	} else {
+		s.sched.Wait(i, now)
 	}
-	return d.put()
+	s.notify()
 }
 
-// holder returns the item of a token whose lease is held, or nil. mu is held.
-func (s *Store) holder(t queue.Token, now int64) *item {
-	it := s.items[t.Item]
-	if it == nil || it.status != leased || it.epoch != t.Epoch || it.due <= now {
-		return nil
+// holder returns the item of a token whose lease is held, or 0. mu is held.
+func (s *Store) holder(t queue.Token, now int64) slot {
+	i := s.item(t.Item)
+	if i == 0 || s.sched.State(i) != sched.Leased || s.items.At(i).epoch != t.Epoch || s.sched.Due(i) <= now {
+		return 0
 	}
-	return it
+	return i
 }
 
 // Extend implements queue.Store. It writes nothing: leases do not outlive the process.
@@ -197,21 +163,20 @@ func (s *Store) Extend(ctx context.Context, ttl time.Duration, tokens ...queue.T
 	defer s.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
+	now := s.advance()
 	earlier := false
 	for _, t := range tokens {
-		it := s.items[t.Item]
-		if it != nil && it.status == busy && it.epoch == t.Epoch {
-			continue // being settled: the lease cannot end meanwhile
-		}
-		if it = s.holder(t, now); it == nil {
+		i := s.holder(t, now)
+		if i == 0 {
+			if i = s.item(t.Item); i != 0 && s.sched.State(i) == sched.Busy && s.items.At(i).epoch == t.Epoch {
+				continue // being settled: the lease cannot end meanwhile
+			}
 			lost = append(lost, t)
 			continue
 		}
-		s.sched.take(it)
-		due := now + span(ttl)
-		earlier = earlier || due < it.due
-		s.sched.wait(it, due, leased)
+		due := now + leaseTTL(ttl)
+		earlier = earlier || due < s.sched.Due(i)
+		s.sched.Lend(i, due)
 	}
 	if earlier {
 		s.notify()
@@ -221,6 +186,7 @@ func (s *Store) Extend(ctx context.Context, ttl time.Duration, tokens ...queue.T
 
 // Wait implements queue.Waiter.
 func (s *Store) Wait(ctx context.Context, exclude []queue.Route) error {
+	skip := sched.Strings(exclude)
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -235,16 +201,15 @@ func (s *Store) Wait(ctx context.Context, exclude []queue.Route) error {
 			s.mu.Unlock()
 			return err
 		}
-		now := s.now()
-		s.sched.advance(now)
-		if s.sched.hasReady(exclude) {
+		now := s.advance()
+		if s.sched.HasReady(skip) {
 			s.mu.Unlock()
 			return nil
 		}
 		var timer *time.Timer
 		var due <-chan time.Time
-		if len(s.sched.heap) > 0 {
-			timer = time.NewTimer(time.Duration(s.sched.heap[0].due - now))
+		if next, ok := s.sched.Next(); ok {
+			timer = time.NewTimer(time.Duration(next - now))
 			due = timer.C
 		}
 		changed := s.changed

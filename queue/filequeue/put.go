@@ -10,17 +10,18 @@ import (
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/durable"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // maxReason bounds the reasons of Abandon and of a hold, in octets; what is
 // longer is cut.
 const maxReason = 1000
 
-func reason(s string) string {
+func cutReason(s string) string {
 	if len(s) > maxReason {
 		s = strings.ToValidUTF8(s[:maxReason], "")
 	}
-	return strings.Clone(s) // not to keep what it is part of
+	return s
 }
 
 // Put implements queue.Store. When it returns nil, content and envelope have been
@@ -46,6 +47,7 @@ func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content)
 	if err != nil {
 		return fmt.Errorf("filequeue: put %s: %w", id, err)
 	}
+	defer b.free(s)
 	if err := ctx.Err(); err != nil {
 		s.removeBody(b.ref.file)
 		return err
@@ -55,7 +57,7 @@ func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content)
 	e.put(p)
 	s.hook("put.encoded")
 	err = s.append([]durable.Record{{Meta: e.b, Body: b.head}}, func(seg *segment, locs []durable.Location) {
-		s.insert(p, location{seg, locs[0].Offset, 0}, int64(len(e.b)+len(b.head))+entryCost, s.now())
+		s.insert(p, locate(seg, locs[0].Offset, 0), int64(len(e.b)+len(b.head))+entryCost, s.advance())
 		s.notify()
 	})
 	if err != nil {
@@ -73,22 +75,37 @@ func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content)
 func (s *Store) claim(ctx context.Context, id mailspine.MsgID) (owned bool, err error) {
 	for {
 		s.mu.Lock()
-		if s.known(id) {
+		if other := s.pending[id]; other != nil {
+			s.mu.Unlock()
+			select {
+			case <-other: // and look whether it was put
+				continue
+			case <-ctx.Done():
+				return false, ctx.Err()
+			}
+		}
+		if s.tombs.has(id, s.now()) {
 			s.mu.Unlock()
 			return false, nil
 		}
-		other := s.pending[id]
-		if other == nil {
-			s.pending[id] = make(chan struct{})
-			s.mu.Unlock()
+		s.pending[id] = make(chan struct{})
+		list := s.candidates(id)
+		s.mu.Unlock()
+		if len(list) == 0 {
 			return true, nil
 		}
-		s.mu.Unlock()
-		select {
-		case <-other: // and look whether it was put
-		case <-ctx.Done():
-			return false, ctx.Err()
+		// The records are read without the lock. Nobody puts this ID meanwhile; a message that is
+		// finished meanwhile was stored a moment ago, which is as good.
+		c, known, err := s.choose(id, list)
+		if err == nil && !known {
+			return true, nil
 		}
+		s.release(c.put)
+		s.unclaim(id)
+		if err != nil {
+			err = fmt.Errorf("filequeue: is message %s stored already: %w", id, err)
+		}
+		return false, err
 	}
 }
 
@@ -102,7 +119,10 @@ func (s *Store) unclaim(id mailspine.MsgID) {
 // newPut makes the entry of a message that is claimed. It shares the envelope.
 func (s *Store) newPut(m queue.Message, ref bodyRef) *putEntry {
 	stamp := s.wall(s.now())
-	p := &putEntry{env: m.Envelope, put: stamp, stamp: stamp, body: ref, items: make([]putItem, len(m.Items))}
+	p := &putEntry{
+		env: m.Envelope, put: stamp, stamp: stamp, body: ref, items: make([]putItem, len(m.Items)),
+		priority: max(-128, min(m.Envelope.Priority, 127)),
+	}
 	s.mu.Lock()
 	first := s.nextItem + 1
 	s.nextItem += uint64(len(m.Items))
@@ -110,55 +130,13 @@ func (s *Store) newPut(m queue.Message, ref bodyRef) *putEntry {
 	for i, n := range m.Items {
 		it := &p.items[i]
 		it.id, it.route = first+uint64(i), string(n.Route)
-		it.delay, it.held, it.reason = span(m.Delay), m.Hold != "", reason(m.Hold)
-		it.rcpts = make([]recipient, len(n.Recipients))
+		it.delay, it.held, it.reason = sched.Span(m.Delay), m.Hold != "", cutReason(m.Hold)
+		it.weight = min(max(1, m.Weight), queue.MaxWeight)
+		it.open = len(n.Recipients)
+		it.rcpts = make([]recipient, it.open)
 		for j, r := range slices.Sorted(slices.Values(n.Recipients)) {
 			it.rcpts[j].index = r
 		}
 	}
 	return p
-}
-
-// insert makes a message of an entry that is durable. Delays begin at base. mu
-// is held.
-func (s *Store) insert(p *putEntry, at location, cost, base int64) *message {
-	m := &message{
-		id: mailspine.MsgID(strings.Clone(string(p.env.ID))), put: min(s.now(), p.put-s.wall(0)), size: p.body.size(),
-		loc: at, file: p.body.file, cost: cost, items: make([]*item, len(p.items)),
-	}
-	block := make([]item, len(p.items))
-	tenant := strings.Clone(p.env.Tenant)
-	for i := range p.items {
-		from := &p.items[i]
-		it := &block[i]
-		*it = item{
-			id: queue.ItemID(from.id), msg: m, line: s.sched.line(queue.Route(from.route), tenant),
-			epoch: from.epoch, attempts: uint32(from.attempts), open: uint32(len(from.rcpts)), reason: from.reason,
-		}
-		m.items[i] = it
-		s.items[it.id] = it
-		if from.held {
-			s.sched.rest(it, held)
-		} else {
-			s.sched.wait(it, base+from.delay, waiting)
-		}
-	}
-	s.messages[m.id] = m
-	s.bytes += m.size
-	s.live += m.cost
-	return m
-}
-
-// removeItem forgets an item that is busy, and its message with the last. mu is held.
-func (s *Store) removeItem(it *item) {
-	m := it.msg
-	s.sched.leave(it)
-	delete(s.items, it.id)
-	s.live -= it.cost
-	m.items = slices.DeleteFunc(m.items, func(x *item) bool { return x == it })
-	if len(m.items) == 0 {
-		delete(s.messages, m.id)
-		s.bytes -= m.size
-		s.live -= m.cost
-	}
 }

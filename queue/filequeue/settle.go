@@ -10,6 +10,7 @@ import (
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/durable"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // maxTogether bounds what one append of settlements gathers, in octets, but for the
@@ -102,7 +103,7 @@ func (s *Store) claimAll(ctx context.Context, ids []mailspine.MsgID) (map[mailsp
 type settling struct {
 	i     int
 	in    *queue.Settlement
-	it    *item
+	slot  slot
 	due   int64 // of the lease, in case it comes to nothing
 	entry *settleEntry
 	rec   durable.Record
@@ -120,17 +121,16 @@ type settlingPut struct {
 // owned has false for an ID that another settlement of the call emits.
 func (s *Store) prepare(ctx context.Context, st *settling, owned map[mailspine.MsgID]bool) error {
 	s.mu.Lock()
-	it := s.reserve(st.in.Token)
-	if it == nil {
+	i := s.reserve(st.in.Token)
+	if i == 0 {
 		s.mu.Unlock()
 		return queue.ErrLeaseLost
 	}
-	st.it, st.due = it, it.due
-	v := s.view(it, s.now())
-	open := int(it.open)
+	st.slot, st.due = i, s.sched.Due(i)
+	v := s.view(i, s.now())
 	s.mu.Unlock()
-	defer s.release(v.segments()...)
-	err := s.fill(ctx, st, &v, open, owned)
+	defer s.drop(v)
+	err := s.fill(ctx, st, &v, owned)
 	if err != nil {
 		for _, p := range st.puts {
 			s.removeBody(p.put.body.file)
@@ -143,43 +143,48 @@ func (s *Store) prepare(ctx context.Context, st *settling, owned map[mailspine.M
 	return err
 }
 
-// reserve makes the item of a lease busy, or returns nil if the lease is lost.
+// reserve makes the item of a lease busy, or returns 0 if the lease is lost.
 // mu is held; it is given up while the compactor copies the message.
-func (s *Store) reserve(t queue.Token) *item {
+func (s *Store) reserve(t queue.Token) slot {
 	for {
-		it := s.holder(t, s.now())
-		if it == nil {
-			return nil
+		i := s.holder(t, s.now())
+		if i == 0 || s.makeBusy(i) {
+			return i
 		}
-		if it.msg.moving {
-			s.cond.Wait()
-			continue
-		}
-		s.sched.take(it)
-		s.sched.rest(it, busy)
-		it.msg.busy++
-		return it
+		s.cond.Wait()
 	}
+}
+
+// makeBusy makes an item Busy, unless its message is moving. mu is held.
+func (s *Store) makeBusy(i slot) bool {
+	m := s.messages.At(s.items.At(i).msg)
+	if m.is(isMoving) {
+		return false
+	}
+	s.sched.Reserve(i)
+	m.flags++
+	return true
 }
 
 // giveBack makes a settlement that came to nothing the lease that it was. mu is held.
 func (s *Store) giveBack(st *settling) {
-	s.sched.take(st.it)
-	s.sched.wait(st.it, st.due, leased)
-	s.unreserve(st.it.msg)
+	s.sched.Lend(st.slot, st.due)
+	s.unreserve(st.slot)
 	s.notify()
 }
 
-func (s *Store) unreserve(m *message) {
-	if m.busy--; m.busy == 0 {
+// unreserve is called for an item that was Busy, before it is removed. mu is held.
+func (s *Store) unreserve(i slot) {
+	m := s.messages.At(s.items.At(i).msg)
+	if m.flags--; m.flags&busyBits == 0 {
 		s.cond.Broadcast()
 	}
 }
 
-func (s *Store) fill(ctx context.Context, st *settling, v *view, open int, owned map[mailspine.MsgID]bool) error {
+func (s *Store) fill(ctx context.Context, st *settling, v *view, owned map[mailspine.MsgID]bool) error {
 	in := st.in
-	if len(in.Results) != open {
-		return fmt.Errorf("%w: %d results, %d recipients", errResults, len(in.Results), open)
+	if len(in.Results) != int(v.open) {
+		return fmt.Errorf("%w: %d results, %d recipients", errResults, len(in.Results), v.open)
 	}
 	left := 0
 	for _, r := range in.Results {
@@ -191,16 +196,27 @@ func (s *Store) fill(ctx context.Context, st *settling, v *view, open int, owned
 		}
 	}
 	st.entry = &settleEntry{
-		item: uint64(v.id), epoch: v.epoch, stamp: s.wall(s.now()), delay: span(in.Delay), attempts: uint64(v.attempts) + 1,
+		item: uint64(v.id), epoch: v.epoch, stamp: s.wall(s.now()), delay: sched.Span(in.Delay), attempts: uint64(v.tries) + 1,
 	}
+	st.entry.open = left
 	if left == 0 {
-		st.entry.done = v.msg
+		if st.entry.done = v.msg; v.msg == "" {
+			var err error
+			switch st.entry.done, err = readID(v.put); {
+			case err != nil && !damage(err):
+				// Without its ID a message that is finished could be put again.
+				return fmt.Errorf("filequeue: item %d: %w", v.id, err)
+			case err != nil:
+				// What was done must not be done again. A second Put of it is less likely.
+				s.log.Error("filequeue: the ID of a message that is finished cannot be read, and is not remembered", "item", uint64(v.id), "err", err)
+			}
+		}
 	} else {
 		before, err := v.recipients(nil)
 		if err != nil {
-			return fmt.Errorf("filequeue: item %d of message %s: %w", v.id, v.msg, err)
+			return fmt.Errorf("filequeue: item %d: %w", v.id, err)
 		}
-		if len(before) != open {
+		if len(before) != int(v.open) {
 			return errDecode
 		}
 		for i, r := range in.Results {
@@ -247,22 +263,20 @@ func (s *Store) appendSettled(batch []*settling) error {
 	}
 	s.hook("settle.prepared")
 	err := s.append(recs, func(seg *segment, locs []durable.Location) {
+		now := s.advance()
 		for i, st := range batch {
-			m := st.it.msg
 			cost := int64(len(st.rec.Meta)) + entryCost
 			if len(st.puts) > 0 {
 				cost = int64(st.puts[0].offset) + entryCost
 			}
-			now := s.now()
-			s.settled(st.it, st.entry, location{seg, locs[i].Offset, 0}, cost, now)
-			if len(m.items) == 0 {
-				st.file = m.file
-				s.tombs.bury(m.id, now+int64(queue.TombstoneTTL))
+			s.unreserve(st.slot)
+			var done bool
+			if done, st.file = s.settled(st.slot, st.entry, locate(seg, locs[i].Offset, 0), cost, now); done && st.entry.done != "" {
+				s.tombs.bury(st.entry.done, now+int64(queue.TombstoneTTL))
 			}
 			for _, p := range st.puts {
-				s.insert(p.put, location{seg, locs[i].Offset, p.offset}, p.cost, now)
+				s.insert(p.put, locate(seg, locs[i].Offset, p.offset), p.cost, now)
 			}
-			s.unreserve(m)
 		}
 		s.tombs.expire(s.now())
 		s.notify()
@@ -289,18 +303,21 @@ func (s *Store) appendSettled(batch []*settling) error {
 	return nil
 }
 
-// settled ends the lease of a busy item. Its delay begins at base. mu is held.
-func (s *Store) settled(it *item, e *settleEntry, at location, cost, base int64) {
-	it.epoch, it.attempts = e.epoch, uint32(e.attempts)
-	if len(e.rcpts) == 0 {
-		s.removeItem(it)
-		return
+// settled ends the lease of a busy item. Its delay begins at base. If its message is
+// finished, done is true and file its body, as in removeItem. mu is held.
+func (s *Store) settled(i slot, e *settleEntry, at location, cost, base int64) (done bool, file uint64) {
+	it := s.items.At(i)
+	it.epoch, it.tries = e.epoch, triesOf(e.attempts)
+	if e.open == 0 {
+		return s.removeItem(i)
 	}
-	s.live += cost - it.cost
-	it.state, it.cost, it.open, it.reason = at, cost, uint32(len(e.rcpts)), ""
-	it.lapsed = false
-	s.sched.take(it)
-	s.sched.wait(it, base+e.delay, waiting)
+	s.live -= int64(it.cost) * costUnit
+	it.seg, it.offset, it.cost, it.open = at.seg, at.offset, costOf(cost), uint32(e.open)
+	s.live += int64(it.cost) * costUnit
+	s.setReason(i, "")
+	delete(s.ids, i)
+	s.sched.Wait(i, base+e.delay)
+	return false, 0
 }
 
 // maxAbandon is how many leases one record of Abandon ends.
@@ -313,10 +330,10 @@ func (s *Store) Abandon(ctx context.Context, delay time.Duration, why string, to
 		return err
 	}
 	defer s.end()
-	why = reason(why)
+	why = cutReason(why)
 	var errs []error
 	for part := range slices.Chunk(tokens, maxAbandon) {
-		if err := s.abandon(span(delay), why, part); err != nil {
+		if err := s.abandon(sched.Span(delay), why, part); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -328,25 +345,34 @@ func (s *Store) Abandon(ctx context.Context, delay time.Duration, why string, to
 
 func (s *Store) abandon(delay int64, why string, tokens []queue.Token) error {
 	var e encoder
-	var items []*item
+	var items []slot
 	s.mu.Lock()
 	for _, t := range tokens {
-		if it := s.reserve(t); it != nil {
-			items = append(items, it)
-			e.abandon(&abandonEntry{uint64(it.id), it.epoch, s.wall(s.now()), delay, why})
+		i := s.reserve(t)
+		if i == 0 {
+			continue
 		}
+		if s.sched.FromHold(i) { // for the journal it was held all the time
+			s.sched.Hold(i)
+			delete(s.ids, i)
+			s.unreserve(i)
+			continue
+		}
+		it := s.items.At(i)
+		items = append(items, i)
+		e.abandon(&abandonEntry{it.id, it.epoch, s.wall(s.now()), delay, why})
 	}
 	s.mu.Unlock()
 	if len(items) == 0 {
 		return nil
 	}
 	apply := func(*segment, []durable.Location) {
-		now := s.now()
-		for _, it := range items {
-			s.sched.take(it)
-			it.reason, it.lapsed = why, false
-			s.sched.wait(it, now+delay, waiting)
-			s.unreserve(it.msg)
+		now := s.advance()
+		for _, i := range items {
+			s.setReason(i, why)
+			delete(s.ids, i)
+			s.sched.Wait(i, now+delay)
+			s.unreserve(i)
 		}
 		s.notify()
 	}
@@ -362,14 +388,15 @@ func (s *Store) abandon(delay int64, why string, tokens []queue.Token) error {
 // recordLapsed writes down when leases ended by themselves, so that an orderly
 // restart does not change whose turn it is. It is called when nothing else runs.
 func (s *Store) recordLapsed() error {
-	s.sched.advance(s.now())
+	s.advance()
 	var e encoder
 	var recs []durable.Record
-	for _, it := range s.items {
-		if !it.lapsed || it.status != ready {
+	for i := range s.sched.All() {
+		if s.sched.State(i) != sched.Ready || !s.sched.Lapsed(i) {
 			continue
 		}
-		e.abandon(&abandonEntry{item: uint64(it.id), epoch: it.epoch, stamp: s.wall(it.due), reason: it.reason})
+		it := s.items.At(i)
+		e.abandon(&abandonEntry{item: it.id, epoch: it.epoch, stamp: s.wall(s.sched.Due(i)), reason: s.reason(i)})
 		if len(e.b) > copyBytes {
 			recs = append(recs, durable.Record{Meta: e.b})
 			e = encoder{}

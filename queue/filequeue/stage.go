@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/durable"
@@ -137,7 +138,7 @@ func (st *stage) Close() error {
 	return err
 }
 
-// adopt makes the file a body: synced, renamed, and the name synced. It returns the
+// adopt makes the file a body: renamed, synced, and the name synced. It returns the
 // body's number, or 0 if the file is another message's already.
 func (st *stage) adopt() (uint64, error) {
 	st.mu.Lock()
@@ -150,21 +151,27 @@ func (st *stage) adopt() (uint64, error) {
 	}
 	s := st.s
 	s.hook("put.staged")
-	if err := st.file.Sync(); err != nil {
-		// This file only is lost, but a disk that fails a sync is not to be trusted
-		// with more, and nothing says that it was the file's fault.
-		err = fmt.Errorf("%w: %w", durable.ErrFailed, err)
-		s.fail(err)
-		return 0, err
-	}
-	s.hook("put.synced")
+	// The name comes before the syncs: what makes the file durable then takes the name along in most file systems, and
+	// the sync of the directory has little left to do. A body that no record refers to is removed by Open.
 	n := s.files.Add(1)
 	if err := s.fsys.Rename(st.name, s.bodyName(n)); err != nil {
 		return 0, err
 	}
 	st.name = ""
 	s.hook("put.renamed")
-	if err := s.fsys.SyncDir(filepath.Join(s.dir, bodyDir)); err != nil {
+	err := st.file.Sync()
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		// Some file systems look for room only now. What was written is lost, and is this message only.
+		s.removeBody(n)
+		return 0, err
+	}
+	if err == nil {
+		s.hook("put.synced")
+		err = s.bodySync.Sync()
+	}
+	if err != nil {
+		// This file only is lost, but a disk that fails a sync is not to be trusted
+		// with more, and nothing says that it was the file's fault.
 		s.removeBody(n)
 		err = fmt.Errorf("%w: %w", durable.ErrFailed, err)
 		s.fail(err)
@@ -194,6 +201,16 @@ func (c *staged) Open(context.Context) (io.ReadCloser, error) {
 type body struct {
 	head []byte
 	ref  bodyRef // but for headOff
+	buf  *[]byte // of head, if that is Store.buffers'
+}
+
+// free gives back the buffer of head, which nobody must use any more. Without it the
+// buffer is left to the garbage collector.
+func (b *body) free(s *Store) {
+	if b.buf != nil {
+		s.buffers.Put(b.buf)
+		b.head, b.buf = nil, nil
+	}
 }
 
 // bring brings in content. A file that it made is the caller's to remove when
@@ -201,11 +218,7 @@ type body struct {
 func (s *Store) bring(ctx context.Context, c mailspine.Content) (*body, error) {
 	size := c.Size()
 	if size <= s.opt.InlineMax {
-		b, err := mailspine.ReadContent(ctx, c, size)
-		if err != nil {
-			return nil, err
-		}
-		return &body{head: b, ref: bodyRef{headLen: uint64(len(b))}}, nil
+		return s.read(ctx, c, size)
 	}
 	head, base, off := mailspine.Splice(c)
 	// A head larger than what is put into records is unusual enough to be
@@ -231,6 +244,31 @@ func (s *Store) bring(ctx context.Context, c mailspine.Content) (*body, error) {
 		return nil, fmt.Errorf("message has %d octets, its size is %d: %w", n, size, io.ErrUnexpectedEOF)
 	}
 	return s.adopt(st, nil, 0)
+}
+
+// read brings in content of a size up to Options.InlineMax.
+func (s *Store) read(ctx context.Context, c mailspine.Content, size int64) (*body, error) {
+	r, err := c.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	buf, _ := s.buffers.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	if int64(cap(*buf)) < size {
+		*buf = make([]byte, size)
+	}
+	b := &body{head: (*buf)[:size:size], ref: bodyRef{headLen: uint64(size)}, buf: buf}
+	if _, err := io.ReadFull(r, b.head); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		b.free(s)
+		return nil, fmt.Errorf("message is shorter than its size of %d octets: %w", size, err)
+	}
+	return b, nil
 }
 
 func (s *Store) adopt(st *stage, head []byte, off int64) (*body, error) {
@@ -317,36 +355,41 @@ func (s *Store) Open(ctx context.Context, id mailspine.MsgID) (io.ReadCloser, er
 	}
 	defer s.end()
 	s.mu.Lock()
-	m := s.messages[id]
-	if m == nil {
-		s.mu.Unlock()
-		return nil, fmt.Errorf("filequeue: message %q: %w", id, queue.ErrNotFound)
-	}
-	loc := s.keep(m.loc)
+	list := s.candidates(id)
 	s.mu.Unlock()
-	defer s.release(loc.seg)
-	r, err := s.open(loc)
-	if err != nil {
-		if s.lookup(id) == nil { // it was finished meanwhile
-			err = queue.ErrNotFound
+	err := error(queue.ErrNotFound)
+	for _, c := range list {
+		var r io.ReadCloser
+		if errors.Is(err, queue.ErrNotFound) {
+			if r, err = s.open(id, c.put); err != nil && !s.stored(c) {
+				err = queue.ErrNotFound // it was finished meanwhile
+			}
 		}
-		return nil, fmt.Errorf("filequeue: message %s: %w", id, err)
+		s.release(c.put)
+		if r != nil {
+			return r, nil
+		}
 	}
-	return r, nil
+	return nil, fmt.Errorf("filequeue: message %s: %w", id, err)
 }
 
-func (s *Store) open(loc location) (io.ReadCloser, error) {
-	rec, err := loc.seg.log.ReadRecord(loc.offset)
+// open returns the content of a message, or ErrNotFound if it is not that one.
+func (s *Store) open(id mailspine.MsgID, at spot) (io.ReadCloser, error) {
+	rec, err := at.seg.log.ReadRecord(at.offset)
 	if err != nil {
 		return nil, err
 	}
-	d, err := entryAt(rec.Meta, loc.entry, kindPut)
+	d, err := entryAt(rec.Meta, at.entry, kindPut)
 	if err != nil {
 		return nil, err
 	}
-	ref := d.putHead().body
+	p := d.putHead()
+	ref := p.body
 	if d.err != nil || ref.headOff > uint64(len(rec.Body)) || ref.headLen > uint64(len(rec.Body))-ref.headOff {
 		return nil, errDecode
+	}
+	if p.env.ID != id {
+		return nil, queue.ErrNotFound
 	}
 	head := rec.Body[ref.headOff:][:ref.headLen:ref.headLen]
 	if ref.file == 0 {
@@ -364,14 +407,73 @@ func (s *Store) open(loc location) (io.ReadCloser, error) {
 		f.Close()
 		return nil, err
 	}
-	return newReader(head, f, ref.fileOff, ref.size(), f), nil
+	return &checkedReader{reader: newReader(head, f, ref.fileOff, ref.size(), f), file: f, ref: ref}, nil
 }
 
-// lookup returns a message, or nil.
-func (s *Store) lookup(id mailspine.MsgID) *message {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.messages[id]
+// A checkedReader reads content with a file, and compares the file with its checksum if it is read from the first octet to
+// the last. If that is wrong, the Read that would give the last octets gives an error in
+// their place, so that what is half rotten does not pass for a message. Who seeks reads without the check, until he begins anew.
+type checkedReader struct {
+	*reader
+	file durable.File
+	ref  bodyRef
+	pos  int64
+	done int64 // what the sum has, of the whole content
+	sum  uint32
+	bad  error // what every Read gives until the next Seek
+}
+
+// Read implements io.Reader.
+func (c *checkedReader) Read(p []byte) (int, error) {
+	if c.bad != nil {
+		return 0, c.bad
+	}
+	at := c.pos
+	n, err := c.reader.Read(p)
+	c.pos += int64(n)
+	if at == 0 && n > 0 {
+		c.done, c.sum = 0, 0
+		if c.bad = c.skipped(); c.bad != nil {
+			return 0, c.bad
+		}
+	}
+	if at != c.done || n == 0 {
+		return n, err
+	}
+	// What is before headLen comes from the record, which has a checksum of its own.
+	from := min(max(int64(c.ref.headLen)-at, 0), int64(n))
+	c.sum = crc32.Update(c.sum, castagnoli, p[from:n])
+	if c.done += int64(n); c.done == c.ref.size() && c.sum != c.ref.fileCRC {
+		c.bad = &durable.CorruptError{Name: c.file.Name(), Reason: "the checksum of the body is wrong"}
+		return 0, c.bad
+	}
+	return n, err
+}
+
+// skipped adds to the sum the octets of the file that are no more of the message.
+func (c *checkedReader) skipped() error {
+	b := make([]byte, min(c.ref.fileOff, 32<<10))
+	for off := int64(0); off < c.ref.fileOff; {
+		n := min(int64(len(b)), c.ref.fileOff-off)
+		if _, err := c.file.ReadAt(b[:n], off); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		c.sum = crc32.Update(c.sum, castagnoli, b[:n])
+		off += n
+	}
+	return nil
+}
+
+// Seek implements io.Seeker.
+func (c *checkedReader) Seek(offset int64, whence int) (int64, error) {
+	n, err := c.reader.Seek(offset, whence)
+	if err == nil {
+		c.pos, c.bad = n, nil
+	}
+	return n, err
 }
 
 func (s *Store) bodyName(n uint64) string {

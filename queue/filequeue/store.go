@@ -16,6 +16,7 @@ import (
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/durable"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // The defaults of Options.
@@ -46,6 +47,7 @@ type Options struct {
 
 	fs       durable.FS         // tests break it; nil: the operating system's
 	testHook func(point string) // tests kill the process there
+	testHash func(mailspine.MsgID) uint32
 }
 
 const (
@@ -66,13 +68,17 @@ type Store struct {
 	began  time.Time // zero of the monotonic times
 	files  atomic.Uint64
 	stages atomic.Uint64
-	full   atomic.Bool // the last append found the disk full
+	// buffers holds *[]byte of up to Options.InlineMax octets, for content on its way to the journal.
+	buffers  sync.Pool
+	bodySync *durable.DirSync // of the directory of bodies
+	full     atomic.Bool      // the last append found the disk full
 
 	// jmu is held for reading while a record is appended and applied to what is in
 	// memory, and for writing when the segment changes. So every record of a segment that is
 	// not the head has been applied. It is taken before mu.
-	jmu  sync.RWMutex
-	head *segment
+	jmu      sync.RWMutex
+	head     *segment
+	rotating atomic.Bool // somebody changes the segment
 
 	mu       sync.Mutex
 	cond     *sync.Cond // of mu: an operation ended, an item is not busy, a message does not move
@@ -83,10 +89,19 @@ type Store struct {
 	segments []*segment    // oldest first; the last is the head
 	sealed   int64         // octets of the segments before the head
 	live     int64         // octets of the journal that are needed
-	sched    schedule
-	messages map[mailspine.MsgID]*message
-	items    map[queue.ItemID]*item
-	bytes    int64 // of content
+	sched    sched.Schedule
+	items    sched.Slab[item] // with the Slots of sched
+	messages sched.Slab[message]
+	byID     sched.Index     // items
+	byMsg    sched.Index     // messages, by the hashes of their IDs
+	seed     maphash.Seed    // of these
+	bodies   map[slot]uint64 // the files of messages that have one
+	huge     map[slot]int64  // the sizes of messages of 4 GiB and more
+	reasons  map[slot]slot   // of items that have one, in names
+	names    sched.Names
+	ids      map[slot]string // of the messages of items that are leased
+	unread   map[slot]bool   // items whose records could not be read when they were leased
+	bytes    int64           // of content
 	pending  map[mailspine.MsgID]chan struct{}
 	nextItem uint64
 	genera   uint64        // the generation: the high bits of epochs
@@ -102,6 +117,7 @@ type Store struct {
 var (
 	_ queue.Store         = (*Store)(nil)
 	_ queue.Inspector     = (*Store)(nil)
+	_ queue.Controller    = (*Store)(nil)
 	_ queue.Waiter        = (*Store)(nil)
 	_ queue.HealthChecker = (*Store)(nil)
 	_ mailspine.Stager    = (*Store)(nil)
@@ -117,23 +133,22 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli) // never written
 // leases, and removes what was left by messages that did not arrive.
 func Open(dir string, o *Options) (*Store, error) {
 	s := &Store{
-		dir:      dir,
-		began:    time.Now(),
-		done:     make(chan struct{}),
-		messages: map[mailspine.MsgID]*message{},
-		items:    map[queue.ItemID]*item{},
-		pending:  map[mailspine.MsgID]chan struct{}{},
-		changed:  make(chan struct{}),
-		kick:     make(chan struct{}, 1),
+		dir:     dir,
+		began:   time.Now(),
+		done:    make(chan struct{}),
+		pending: map[mailspine.MsgID]chan struct{}{},
+		changed: make(chan struct{}),
+		kick:    make(chan struct{}, 1),
 	}
 	s.cond = sync.NewCond(&s.mu)
+	s.initRecords()
 	if o != nil {
 		s.opt = *o
 	}
 	s.opt.defaults()
 	s.fsys, s.log = durable.Or(s.opt.fs), s.opt.Logger
-	s.tombs.max = s.opt.MaxTombstones
-	s.tombs.seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	s.bodySync = durable.NewDirSync(s.fsys, filepath.Join(dir, bodyDir))
+	s.tombs.init(s.opt.MaxTombstones)
 	if err := s.start(); err != nil {
 		for _, seg := range s.segments {
 			seg.log.Close()
@@ -197,6 +212,13 @@ func (s *Store) start() error {
 
 // now returns the time on the store's clock.
 func (s *Store) now() int64 { return int64(time.Since(s.began)) }
+
+// advance tells the schedule what time it is. mu is held.
+func (s *Store) advance() int64 {
+	now := s.now()
+	s.sched.Advance(now)
+	return now
+}
 
 // wall returns a time of the store's clock as a stamp.
 func (s *Store) wall(t int64) int64 { return s.began.UnixNano() + t }
@@ -316,83 +338,4 @@ func (s *Store) notify() {
 	}
 	close(s.changed)
 	s.changed = make(chan struct{})
-}
-
-// keep keeps the segment of a location readable until release; mu is held.
-func (s *Store) keep(l location) location {
-	l.seg.users++
-	return l
-}
-
-func (s *Store) release(segs ...*segment) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, seg := range segs {
-		if seg.users--; seg.users == 0 && seg.gone {
-			seg.log.Close()
-		}
-	}
-}
-
-// Tombstones are the IDs of finished messages, as two 64-bit hashes each, with seeds
-// that nobody outside knows.
-type tombstones struct {
-	max   int
-	seeds [2]maphash.Seed
-	ends  map[[2]uint64]int64
-	order []tombstone // by their end, but for those read from the journal
-}
-
-type tombstone struct {
-	key [2]uint64
-	end int64
-}
-
-// graveCost is what a tombstone takes in the journal at most, in octets.
-const graveCost = 96
-
-func (t *tombstones) key(id mailspine.MsgID) [2]uint64 {
-	return [2]uint64{maphash.String(t.seeds[0], string(id)), maphash.String(t.seeds[1], string(id))}
-}
-
-func (t *tombstones) has(id mailspine.MsgID, now int64) bool {
-	t.expire(now)
-	end, ok := t.ends[t.key(id)]
-	return ok && end >= now
-}
-
-// bury remembers an ID until end, or longer if it was to be already.
-func (t *tombstones) bury(id mailspine.MsgID, end int64) {
-	k := t.key(id)
-	if old, ok := t.ends[k]; ok && old >= end {
-		return
-	}
-	if t.ends == nil {
-		t.ends = map[[2]uint64]int64{}
-	}
-	t.ends[k] = end
-	t.order = append(t.order, tombstone{k, end})
-}
-
-// expire forgets those that have had their time, or are too many.
-func (t *tombstones) expire(now int64) {
-	n := 0
-	for n < len(t.order) && (t.order[n].end < now || len(t.order)-n > t.max) {
-		if k := t.order[n].key; t.ends[k] == t.order[n].end {
-			delete(t.ends, k)
-		}
-		n++
-	}
-	t.order = t.order[n:]
-	if len(t.order) == 0 {
-		t.order, t.ends = nil, nil
-	}
-}
-
-// known reports whether a Put of id has nothing to do; mu is held.
-func (s *Store) known(id mailspine.MsgID) bool {
-	if s.messages[id] != nil {
-		return true
-	}
-	return s.tombs.has(id, s.now())
 }

@@ -3,9 +3,12 @@ package memqueue
 import (
 	"context"
 	"iter"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // List implements queue.Inspector.
@@ -19,13 +22,7 @@ func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, 
 			yield(queue.Item{}, err)
 			return
 		}
-		s.sched.promote(time.Now())
-		ids := make([]queue.ItemID, 0, len(s.items))
-		for id, it := range s.items {
-			if f.ID == "" || f.ID == it.msg.env.ID {
-				ids = append(ids, id)
-			}
-		}
+		ids := s.candidates(f)
 		s.mu.Unlock()
 		s.ops.Done()
 		for _, id := range ids {
@@ -33,32 +30,56 @@ func (s *Store) List(ctx context.Context, f queue.Filter) iter.Seq2[queue.Item, 
 				yield(queue.Item{}, err)
 				return
 			}
-			it := s.items[id]
+			i := s.slots[id]
 			var show queue.Item
-			if it != nil {
-				now := time.Now()
-				s.sched.promote(now)
-				env, states := it.open()
-				show = queue.Item{
-					ID: id, Message: env.ID, Route: it.route, Envelope: env, States: states,
-					Attempts: it.attempts, Age: now.Sub(it.msg.put), Due: it.due.Sub(now),
-					State: itemStates[it.state], Reason: it.reason, Size: int64(len(it.msg.body)),
-				}
-				if it.state == held {
-					show.Due = 0
-				}
+			if i != 0 {
+				now := s.now()
+				s.sched.Advance(now)
+				show = s.show(i, now)
 			}
 			s.mu.Unlock()
 			s.ops.Done()
-			if it != nil && f.Match(show) && !yield(show, nil) {
+			if i != 0 && f.Match(show) && !yield(show, nil) {
 				return
 			}
 		}
 	}
 }
 
-var itemStates = [states]queue.ItemState{
-	waiting: queue.ItemWaiting, leased: queue.ItemLeased, ready: queue.ItemDue, held: queue.ItemHeld,
+// candidates returns the items among which those are that match.
+func (s *Store) candidates(f queue.Filter) []queue.ItemID {
+	if f.Item != 0 {
+		return []queue.ItemID{f.Item}
+	}
+	if f.ID == "" {
+		return slices.Collect(maps.Keys(s.slots))
+	}
+	var ids []queue.ItemID
+	if m := s.messages[f.ID]; m != nil {
+		for _, i := range m.items {
+			ids = append(ids, s.items.At(i).id)
+		}
+	}
+	return ids
+}
+
+// show returns what an Inspector shows of an item.
+func (s *Store) show(i sched.Slot, now int64) queue.Item {
+	it := s.items.At(i)
+	env, states := it.open()
+	show := queue.Item{
+		ID: it.id, Message: env.ID, Route: queue.Route(s.sched.Route(i)), Envelope: env, States: states,
+		Attempts: it.attempts, Age: time.Duration(now - it.msg.put),
+		State: itemStates[s.sched.State(i)], Reason: it.reason, Size: int64(len(it.msg.body)),
+	}
+	if show.State != queue.ItemHeld {
+		show.Due = time.Duration(s.sched.Due(i) - now)
+	}
+	return show
+}
+
+var itemStates = [...]queue.ItemState{
+	sched.Busy: queue.ItemLeased, sched.Waiting: queue.ItemWaiting, sched.Leased: queue.ItemLeased, sched.Ready: queue.ItemDue, sched.Held: queue.ItemHeld,
 } // never written
 
 // Stats implements queue.Inspector.
@@ -68,11 +89,11 @@ func (s *Store) Stats(ctx context.Context) (queue.Stats, error) {
 	}
 	defer s.ops.Done()
 	defer s.mu.Unlock()
-	s.sched.promote(time.Now())
-	n := s.sched.count
+	s.sched.Advance(s.now())
+	n := s.sched.Counts()
 	return queue.Stats{
-		Messages: int64(len(s.messages)), Items: int64(len(s.items)),
-		Due: int64(n[ready]), Waiting: int64(n[waiting]), Leased: int64(n[leased]), Held: int64(n[held]),
+		Messages: int64(len(s.messages)), Items: int64(len(s.slots)),
+		Due: n[sched.Ready], Waiting: n[sched.Waiting], Leased: n[sched.Leased], Held: n[sched.Held],
 		Bytes: s.bytes,
 	}, nil
 }
@@ -84,26 +105,16 @@ func (s *Store) Breakdown(ctx context.Context) iter.Seq2[queue.Group, error] {
 			yield(queue.Group{}, err)
 			return
 		}
-		s.sched.promote(time.Now())
-		type key struct {
-			route  queue.Route
-			tenant string
-		}
-		groups := map[key]*queue.Group{}
-		for _, it := range s.items {
-			k := key{it.route, it.msg.env.Tenant}
-			g := groups[k]
-			if g == nil {
-				g = &queue.Group{Route: k.route, Tenant: k.tenant}
-				groups[k] = g
-			}
-			g.Items++
-			*map[state]*int64{waiting: &g.Waiting, leased: &g.Leased, ready: &g.Due, held: &g.Held}[it.state]++
-		}
+		s.sched.Advance(s.now())
+		lines := s.sched.Lines()
 		s.mu.Unlock()
 		s.ops.Done()
-		for _, g := range groups {
-			if !yield(*g, nil) {
+		for _, l := range lines {
+			n := l.Counts
+			if !yield(queue.Group{
+				Route: queue.Route(l.Route), Tenant: l.Tenant, Items: n.Sum(),
+				Due: n[sched.Ready], Waiting: n[sched.Waiting], Leased: n[sched.Leased], Held: n[sched.Held],
+			}, nil) {
 				return
 			}
 		}
@@ -126,16 +137,18 @@ func (s *Store) Wait(ctx context.Context, exclude []queue.Route) error {
 		return err
 	}
 	defer s.ops.Done()
+	skip := sched.Strings(exclude)
 	for {
 		// s.mu is held.
-		s.sched.promote(time.Now())
-		if s.sched.has(exclude) {
+		now := s.now()
+		s.sched.Advance(now)
+		if s.sched.HasReady(skip) {
 			s.mu.Unlock()
 			return nil
 		}
 		var timer <-chan time.Time
-		if due, ok := s.sched.next(); ok {
-			timer = time.After(time.Until(due))
+		if due, ok := s.sched.Next(); ok {
+			timer = time.After(time.Duration(due - now))
 		}
 		changed := s.changed
 		s.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/internal/sched"
 )
 
 // The defaults of Options.
@@ -41,16 +42,18 @@ type Options struct {
 type Store struct {
 	limits Options
 
+	began    time.Time // zero of the schedule's times
 	mu       sync.Mutex
 	closed   bool
 	ops      sync.WaitGroup // operations under way; added to only with mu held and not closed
 	changed  chan struct{}  // closed and replaced when something may have become due
 	messages map[mailspine.MsgID]*message
-	items    map[queue.ItemID]*item
+	slots    map[queue.ItemID]sched.Slot
+	items    sched.Slab[item] // by the Slots of sched
+	sched    sched.Schedule
 	lastItem queue.ItemID
 	bytes    int64 // of stored content and of content that is being read
 	reading  int   // messages that are being read, which count as stored
-	sched    schedule
 
 	tombstones map[mailspine.MsgID]struct{}
 	graves     []grave // in the order of their end
@@ -59,20 +62,30 @@ type Store struct {
 var (
 	_ queue.Store         = (*Store)(nil)
 	_ queue.Inspector     = (*Store)(nil)
+	_ queue.Controller    = (*Store)(nil)
 	_ queue.Waiter        = (*Store)(nil)
 	_ queue.HealthChecker = (*Store)(nil)
 )
 
 type grave struct {
 	id  mailspine.MsgID
-	end time.Time
+	end int64
 }
 
 type message struct {
 	env   *mailspine.Envelope // ours, never modified
 	body  []byte              // never modified, so readers outlive the message
-	items int                 // those that are left
-	put   time.Time
+	items []sched.Slot        // those that are left
+	put   int64
+}
+
+type item struct {
+	id       queue.ItemID
+	msg      *message
+	rcpts    []recipient // those that are open, by index
+	attempts int
+	epoch    uint64
+	reason   string
 }
 
 type recipient struct {
@@ -84,9 +97,10 @@ type recipient struct {
 // New returns an empty Store. nil options are the defaults.
 func New(o *Options) *Store {
 	s := &Store{
+		began:      time.Now(),
 		changed:    make(chan struct{}),
 		messages:   map[mailspine.MsgID]*message{},
-		items:      map[queue.ItemID]*item{},
+		slots:      map[queue.ItemID]sched.Slot{},
 		tombstones: map[mailspine.MsgID]struct{}{},
 	}
 	if o != nil {
@@ -101,9 +115,12 @@ func New(o *Options) *Store {
 	if s.limits.MaxTombstones <= 0 {
 		s.limits.MaxTombstones = DefaultMaxTombstones
 	}
-	s.sched.init()
+	s.sched.Advance(0)
 	return s
 }
+
+// now returns the time on the schedule's clock.
+func (s *Store) now() int64 { return int64(time.Since(s.began)) }
 
 // begin starts an operation, which ends with s.ops.Done. On success it returns
 // with s.mu held.
@@ -136,8 +153,8 @@ func (s *Store) Close() error {
 	s.ops.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.messages, s.items, s.tombstones, s.graves = nil, nil, nil, nil
-	s.sched = schedule{}
+	s.messages, s.slots, s.tombstones, s.graves = nil, nil, nil, nil
+	s.items, s.sched = sched.Slab[item]{}, sched.Schedule{}
 	return nil
 }
 
@@ -151,7 +168,7 @@ func (s *Store) Put(ctx context.Context, m queue.Message, msg mailspine.Content)
 	}
 	defer s.ops.Done()
 	id, size := m.Envelope.ID, msg.Size()
-	s.bury(time.Now())
+	s.bury(s.now())
 	if s.known(id) {
 		s.mu.Unlock()
 		return nil
@@ -190,9 +207,9 @@ func (s *Store) known(id mailspine.MsgID) bool {
 }
 
 // bury forgets the tombstones that have had their time, or are too many.
-func (s *Store) bury(now time.Time) {
+func (s *Store) bury(now int64) {
 	n := 0
-	for n < len(s.graves) && (now.After(s.graves[n].end) || len(s.graves)-n > s.limits.MaxTombstones) {
+	for n < len(s.graves) && (now > s.graves[n].end || len(s.graves)-n > s.limits.MaxTombstones) {
 		delete(s.tombstones, s.graves[n].id)
 		n++
 	}
@@ -214,24 +231,30 @@ func (s *Store) full(size int64) error {
 }
 
 func (s *Store) insert(m queue.Message, body []byte) {
-	now := time.Now()
-	msg := &message{env: m.Envelope.Clone(), body: body, items: len(m.Items), put: now}
+	now := s.now()
+	s.sched.Advance(now)
+	msg := &message{env: m.Envelope.Clone(), body: body, put: now}
 	s.messages[msg.env.ID] = msg
 	s.bytes += int64(len(body))
 	for _, n := range m.Items {
 		s.lastItem++
-		it := &item{id: s.lastItem, msg: msg, route: n.Route}
-		for _, i := range n.Recipients {
-			it.rcpts = append(it.rcpts, recipient{index: i})
+		i := s.sched.Add(sched.Item{
+			Route: string(n.Route), Tenant: msg.env.Tenant, Priority: msg.env.Priority, Size: int64(len(body)), Weight: max(1, m.Weight),
+		})
+		it := s.items.Claim(i)
+		it.id, it.msg = s.lastItem, msg
+		for _, r := range n.Recipients {
+			it.rcpts = append(it.rcpts, recipient{index: r})
 		}
 		slices.SortFunc(it.rcpts, func(a, b recipient) int { return a.index - b.index })
-		s.items[it.id] = it
+		msg.items = append(msg.items, i)
+		s.slots[it.id] = i
 		if m.Hold != "" {
 			it.reason = m.Hold
-			s.sched.hold(it)
+			s.sched.Hold(i)
 			continue
 		}
-		s.sched.wait(it, now.Add(max(0, m.Delay)), waiting)
+		s.sched.Wait(i, now+sched.Span(m.Delay))
 	}
 }
 
@@ -242,37 +265,61 @@ func (s *Store) Lease(ctx context.Context, req queue.LeaseRequest) ([]queue.Leas
 	}
 	defer s.ops.Done()
 	defer s.mu.Unlock()
-	now := time.Now()
-	s.sched.promote(now)
-	items := s.sched.take(max(1, req.Max), req.Exclude)
-	leases := make([]queue.Lease, 0, len(items))
-	for _, it := range items {
+	now, n := s.now(), max(1, req.Max)
+	exclude := sched.Strings(req.Exclude)
+	var slots []sched.Slot
+	for {
+		s.sched.Advance(now)
+		slots = s.sched.Lease(slots, n-len(slots), now+leaseTTL(req.TTL), exclude)
+		if len(slots) == n || !s.sched.Behind() {
+			break
+		}
+	}
+	return s.leases(slots, now), nil
+}
+
+// leases begins the leases of items that were lent.
+func (s *Store) leases(slots []sched.Slot, now int64) []queue.Lease {
+	leases := make([]queue.Lease, 0, len(slots))
+	for _, i := range slots {
+		it := s.items.At(i)
 		it.epoch++
-		s.sched.wait(it, now.Add(leaseTTL(req.TTL)), leased)
 		env, states := it.open()
 		leases = append(leases, queue.Lease{
-			Token: queue.Token{Item: it.id, Epoch: it.epoch}, Route: it.route,
+			Token: queue.Token{Item: it.id, Epoch: it.epoch}, Route: queue.Route(s.sched.Route(i)),
 			Envelope: env, Recipients: states,
-			Attempts: it.attempts, Age: now.Sub(it.msg.put), Size: int64(len(it.msg.body)),
+			Attempts: it.attempts, Age: time.Duration(now - it.msg.put), Size: int64(len(it.msg.body)),
 		})
 	}
-	return leases, nil
+	return leases
 }
 
-func leaseTTL(ttl time.Duration) time.Duration {
+// open returns the envelope for the recipients that are open, and what is
+// remembered of each; both are the caller's.
+func (it *item) open() (*mailspine.Envelope, []queue.RecipientState) {
+	index := make([]int, len(it.rcpts))
+	states := make([]queue.RecipientState, len(it.rcpts))
+	for i, r := range it.rcpts {
+		index[i] = r.index
+		states[i] = queue.RecipientState{Index: r.index, Last: keep(r.last), Warned: r.warned}
+	}
+	return it.msg.env.Subset(index).Clone(), states
+}
+
+func leaseTTL(ttl time.Duration) int64 {
 	if ttl <= 0 {
-		return queue.DefaultLeaseTTL
+		ttl = queue.DefaultLeaseTTL
 	}
-	return ttl
+	return sched.Span(ttl)
 }
 
-// held returns the item of a lease that is held, or nil.
-func (s *Store) held(t queue.Token, now time.Time) *item {
-	it := s.items[t.Item]
-	if it == nil || it.state != leased || it.epoch != t.Epoch || !now.Before(it.due) {
-		return nil
+// holder returns the item of a lease that is held, or 0.
+func (s *Store) holder(t queue.Token) sched.Slot {
+	i := s.slots[t.Item]
+	if i == 0 || s.sched.State(i) != sched.Leased || s.items.At(i).epoch != t.Epoch {
+		return 0
 	}
-	return it
+	return i
 }
 
 // Extend implements queue.Store. A ttl of 0 is queue.DefaultLeaseTTL.
@@ -282,11 +329,11 @@ func (s *Store) Extend(ctx context.Context, ttl time.Duration, tokens ...queue.T
 	}
 	defer s.ops.Done()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := s.now()
+	s.sched.Advance(now)
 	for _, t := range tokens {
-		if it := s.held(t, now); it != nil {
-			s.sched.remove(it)
-			s.sched.wait(it, now.Add(leaseTTL(ttl)), leased)
+		if i := s.holder(t); i != 0 {
+			s.sched.Lend(i, now+leaseTTL(ttl))
 		} else {
 			lost = append(lost, t)
 		}
@@ -329,11 +376,13 @@ func (s *Store) Settle(ctx context.Context, settlements ...queue.Settlement) ([]
 }
 
 func (s *Store) settle(st queue.Settlement, bodies [][]byte) error {
-	now := time.Now()
-	it := s.held(st.Token, now)
-	if it == nil {
+	now := s.now()
+	s.sched.Advance(now)
+	i := s.holder(st.Token)
+	if i == 0 {
 		return queue.ErrLeaseLost
 	}
+	it := s.items.At(i)
 	if len(st.Results) != len(it.rcpts) {
 		return fmt.Errorf("memqueue: settlement has %d results for %d recipients", len(st.Results), len(it.rcpts))
 	}
@@ -342,11 +391,10 @@ func (s *Store) settle(st queue.Settlement, bodies [][]byte) error {
 			return fmt.Errorf("memqueue: settlement with the unknown state %d", r.State)
 		}
 	}
-	s.sched.remove(it)
 	it.attempts++
 	open := it.rcpts[:0]
-	for i, r := range it.rcpts {
-		if res := st.Results[i]; res.State == queue.Open {
+	for k, r := range it.rcpts {
+		if res := st.Results[k]; res.State == queue.Open {
 			r.warned = r.warned || res.Warned
 			r.last = keep(res)
 			r.last.Warned = r.warned
@@ -357,14 +405,14 @@ func (s *Store) settle(st queue.Settlement, bodies [][]byte) error {
 	it.rcpts = open
 	if len(open) > 0 {
 		it.reason = ""
-		s.sched.wait(it, now.Add(max(0, st.Delay)), waiting)
+		s.sched.Wait(i, now+sched.Span(st.Delay))
 	} else {
-		s.finish(it, now)
+		s.finish(i, now)
 	}
 	s.bury(now)
-	for i, e := range st.Emit {
+	for k, e := range st.Emit {
 		if !s.known(e.Message.Envelope.ID) {
-			s.insert(e.Message, bodies[i])
+			s.insert(e.Message, bodies[k])
 		}
 	}
 	return nil
@@ -384,16 +432,20 @@ func keep(r queue.Result) queue.Result {
 
 // finish removes an item whose recipients are all done, and its message after
 // the last item.
-func (s *Store) finish(it *item, now time.Time) {
-	delete(s.items, it.id)
+func (s *Store) finish(i sched.Slot, now int64) {
+	it := s.items.At(i)
 	m := it.msg
-	if m.items--; m.items > 0 {
+	delete(s.slots, it.id)
+	s.items.Free(i)
+	s.sched.Remove(i)
+	m.items = slices.DeleteFunc(m.items, func(x sched.Slot) bool { return x == i })
+	if len(m.items) > 0 {
 		return
 	}
 	delete(s.messages, m.env.ID)
 	s.bytes -= int64(len(m.body))
 	s.tombstones[m.env.ID] = struct{}{}
-	s.graves = append(s.graves, grave{m.env.ID, now.Add(queue.TombstoneTTL)})
+	s.graves = append(s.graves, grave{m.env.ID, now + int64(queue.TombstoneTTL)})
 }
 
 // Abandon implements queue.Store.
@@ -403,12 +455,16 @@ func (s *Store) Abandon(ctx context.Context, delay time.Duration, reason string,
 	}
 	defer s.ops.Done()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := s.now()
+	s.sched.Advance(now)
 	for _, t := range tokens {
-		if it := s.held(t, now); it != nil {
-			s.sched.remove(it)
-			it.reason = reason
-			s.sched.wait(it, now.Add(max(0, delay)), waiting)
+		switch i := s.holder(t); {
+		case i == 0:
+		case s.sched.FromHold(i):
+			s.sched.Hold(i)
+		default:
+			s.items.At(i).reason = reason
+			s.sched.Wait(i, now+sched.Span(delay))
 		}
 	}
 	s.notify()

@@ -94,7 +94,7 @@ var contentCases = []testCase{
 			}
 			k.finish(l, queue.Delivered)
 		}
-	}, ""},
+	}, 0},
 	{"ContentSpliced", "Open returns the content as it was put, also when headers were prepended to it, or cut out.", func(k *kit) {
 		base := mailspine.BytesContent(append([]byte("Subject: hello\r\nBcc: secret@example.org\r\n\r\n"), pattern(100<<10)...))
 		c, err := mailspine.Edit(k.ctx, base, mailspine.HeaderEdit{
@@ -112,7 +112,7 @@ var contentCases = []testCase{
 		if got := k.read("m1"); got != want {
 			k.Errorf("%d octets came back, want %d: %.80q", len(got), len(want), got)
 		}
-	}, ""},
+	}, 0},
 	{"ContentSeek", "The reader of Open is an io.Seeker too, and each starts at the first octet.", func(k *kit) {
 		want := pattern(200 << 10)
 		if err := k.s.Put(k.ctx, simple("m1"), mailspine.BytesContent(want)); err != nil {
@@ -147,7 +147,7 @@ var contentCases = []testCase{
 		if b, err := io.ReadAll(r2); err != nil || !bytes.Equal(b, want) {
 			k.Errorf("the other reader: %d octets, %v", len(b), err)
 		}
-	}, ""},
+	}, 0},
 	{"ContentStays", "A reader stays readable until it is closed, even if the message is removed meanwhile.", func(k *kit) {
 		for i, n := range []int{1000, 2 << 20} {
 			id := fmt.Sprintf("m%d", i)
@@ -177,12 +177,12 @@ var contentCases = []testCase{
 				k.Errorf("Close of the reader: %v", err)
 			}
 		}
-	}, ""},
+	}, 0},
 	{"ContentUnknown", "Open of an unknown ID is ErrNotFound.", func(k *kit) {
 		k.gone("nobody")
 		k.gone("")
 		k.gone("../../../etc/passwd")
-	}, ""},
+	}, 0},
 	{"Envelope", "Stores keep all fields of an Envelope, those of the application among them.", func(k *kit) {
 		want := fullEnvelope()
 		m := queue.Message{Envelope: want.Clone(), Items: []queue.NewItem{{Route: "r", Recipients: []int{0, 1}}}}
@@ -195,7 +195,7 @@ var contentCases = []testCase{
 		if d := cmp.Diff(want, k.one(long).Envelope, sameEnvelope); d != "" {
 			k.Errorf("the envelope changed after a settlement (-put +leased):\n%s", d)
 		}
-	}, ""},
+	}, 0},
 	{"EnvelopeZero", "An Envelope whose optional fields are zero comes back with zero fields, the null reverse-path too.", func(k *kit) {
 		want := simple("m1").Envelope
 		want.From = mailspine.Address{}
@@ -210,7 +210,7 @@ var contentCases = []testCase{
 		if !got.HoldUntil.IsZero() || !got.Origin.Time.IsZero() || !got.DeliverBy.Time.IsZero() {
 			k.Error("a zero time came back as another")
 		}
-	}, ""},
+	}, 0},
 	{"Stage", "A store that is a Stager takes what was staged, with headers prepended or not, and the message outlives its stage.", func(k *kit) {
 		st := k.s.(mailspine.Stager)
 		for i, n := range []int{0, 100, 64 << 10, 2 << 20} {

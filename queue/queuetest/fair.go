@@ -26,7 +26,7 @@ var fairCases = []testCase{
 		if l := k.lease(20, long); len(l) != 20 {
 			k.Errorf("a route alone gets all: %d of 20", len(l))
 		}
-	}, ""},
+	}, 0},
 	{"FairTurns", "Lease goes round the routes also over several calls.", func(k *kit) {
 		for i := range 20 {
 			k.put(message(fmt.Sprintf("a%d", i), "a.example: ann"))
@@ -40,7 +40,7 @@ var fairCases = []testCase{
 		if count["a.example"] != 4 || count["b.example"] != 4 || count["c.example"] != 4 {
 			k.Errorf("12 leases, one at a time: %v, want 4 of each route", count)
 		}
-	}, ""},
+	}, 0},
 	{"FairTenants", "Inside a route, Lease goes round the tenants.", func(k *kit) {
 		for i := range 100 {
 			m := message(fmt.Sprintf("hog%d", i), "example.net: ann")
@@ -56,7 +56,7 @@ var fairCases = []testCase{
 			}
 		}
 		k.Error("behind 100 messages of another tenant, a message was not among the first 3")
-	}, ""},
+	}, 0},
 	{"FairOrder", "Lease takes the items of a tenant of a route in the order in which they became due.", func(k *kit) {
 		d := 4 * k.tick // long enough to put the others, in real time
 		late := message("late", "example.net: ann")
@@ -79,7 +79,7 @@ var fairCases = []testCase{
 		if fmt.Sprint(got) != want {
 			k.Errorf("leased in the order %v, want %v", got, want)
 		}
-	}, ""},
+	}, 0},
 	{"Exclude", "Routes in Exclude are not leased, and lose nothing by it.", func(k *kit) {
 		for i := range 3 {
 			k.put(message(fmt.Sprintf("a%d", i), "a.example: ann"))
@@ -101,7 +101,7 @@ var fairCases = []testCase{
 		if l := k.lease(10, long); len(l) != 6 {
 			k.Errorf("leased %v, want six", names(l))
 		}
-	}, ""},
+	}, 0},
 	{"Routes", "A Route is compared as it is.", func(k *kit) {
 		for i, r := range []queue.Route{"", "example.net", "Example.net", "example.net ", "pool/7 \x00é\xff"} {
 			m := simple(fmt.Sprintf("m%d", i))
@@ -121,5 +121,5 @@ var fairCases = []testCase{
 				k.Errorf("route %q came back as another: %q", r, names(l))
 			}
 		}
-	}, ""},
+	}, 0},
 }

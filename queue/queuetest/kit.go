@@ -36,7 +36,7 @@ type testCase struct {
 	name  string
 	rule  string // the sentence of the contract, printed upon failure
 	run   func(k *kit)
-	needs need // "": nothing
+	needs need // 0: nothing
 }
 
 // Run runs every case as a subtest of t.
@@ -67,7 +67,7 @@ func Run(t *testing.T, h Harness) {
 }
 
 func cases() []testCase {
-	return slices.Concat(putCases, leaseCases, settleCases, fairCases, contentCases, viewCases, reopenCases)
+	return slices.Concat(putCases, leaseCases, settleCases, fairCases, weightCases, contentCases, viewCases, filterCases, controlCases, takeCases, reopenCases)
 }
 
 // A Rule is what one case enforces.
@@ -110,28 +110,42 @@ func runCase(t *testing.T, h Harness, c testCase) (skipped string) {
 
 // skip says why a case does not apply to a store, or "".
 func (c testCase) skip(k *kit) string {
-	has := map[need]bool{reopening: k.h.Reopen != nil, hours: k.h.Synctest}
-	_, has[inspecting] = k.s.(queue.Inspector)
-	_, has[waiting] = k.s.(queue.Waiter)
-	_, has[staging] = k.s.(mailspine.Stager)
-	_, has[checking] = k.s.(queue.HealthChecker)
-	if c.needs != "" && !has[c.needs] {
-		return "queuetest: the store has no " + string(c.needs)
+	for _, n := range needs {
+		if c.needs&n.need != 0 && !n.has(k) {
+			return "queuetest: the store has no " + n.name
+		}
 	}
 	return ""
 }
 
-// A need is what a case needs of the driver.
-type need string
+// A need is what a case needs of the driver; several are or-ed.
+type need uint
 
 const (
-	reopening  need = "Reopen: it is volatile"
-	hours      need = "package time, and the case takes too long without"
-	inspecting need = "queue.Inspector"
-	waiting    need = "queue.Waiter"
-	staging    need = "mailspine.Stager"
-	checking   need = "queue.HealthChecker"
+	reopening need = 1 << iota
+	hours
+	inspecting
+	controlling
+	waiting
+	staging
+	checking
 )
+
+var needs = []struct {
+	need need
+	name string
+	has  func(k *kit) bool
+}{
+	{reopening, "Reopen: it is volatile", func(k *kit) bool { return k.h.Reopen != nil }},
+	{hours, "package time, and the case takes too long without", func(k *kit) bool { return k.h.Synctest }},
+	{inspecting, "queue.Inspector", is[queue.Inspector]},
+	{controlling, "queue.Controller", is[queue.Controller]},
+	{waiting, "queue.Waiter", is[queue.Waiter]},
+	{staging, "mailspine.Stager", is[mailspine.Stager]},
+	{checking, "queue.HealthChecker", is[queue.HealthChecker]},
+} // never written
+
+func is[T any](k *kit) bool { _, ok := k.s.(T); return ok }
 
 // A kit is what a case works with.
 type kit struct {

@@ -16,7 +16,7 @@ var leaseCases = []testCase{
 		if k.h.Synctest && time.Since(start) != 0 {
 			k.Errorf("Lease of nothing took %v", time.Since(start))
 		}
-	}, ""},
+	}, 0},
 	{"LeaseMax", "Lease returns up to Max items; 0 is 1.", func(k *kit) {
 		for i := range 5 {
 			k.put(simple(fmt.Sprintf("m%d", i)))
@@ -31,7 +31,7 @@ var leaseCases = []testCase{
 		if l := k.lease(3, long); len(l) != 1 {
 			k.Errorf("Max 3 of 1: %v", names(l))
 		}
-	}, ""},
+	}, 0},
 	{"LeaseExclusive", "Two callers never hold the same lease.", func(k *kit) {
 		const n = 200
 		for i := range n {
@@ -67,7 +67,7 @@ var leaseCases = []testCase{
 		if len(seen) != n {
 			k.Errorf("%d items were leased, want %d", len(seen), n)
 		}
-	}, ""},
+	}, 0},
 	{"LeaseEpoch", "Each lease of an item has a higher Epoch than the one before.", func(k *kit) {
 		k.put(simple("m1"))
 		var last queue.Token
@@ -83,7 +83,7 @@ var leaseCases = []testCase{
 				k.Fatalf("Abandon: %v", err)
 			}
 		}
-	}, ""},
+	}, 0},
 	{"LeaseExpires", "A lease that ends makes the item due again, not before its TTL, and no attempt is counted.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -95,7 +95,7 @@ var leaseCases = []testCase{
 		if second.Attempts != 0 {
 			k.Errorf("a lease that ended counts %d attempts", second.Attempts)
 		}
-	}, ""},
+	}, 0},
 	{"LeaseDefaultTTL", "A lease whose TTL is 0 lasts 5 minutes.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -114,7 +114,7 @@ var leaseCases = []testCase{
 			k.Errorf("Abandon of an ended lease: %v, want nil", err)
 		}
 		k.one(long)
-	}, ""},
+	}, 0},
 	{"FencedSettle", "Settle with a lease that is not held any more is ErrLeaseLost, and nothing has changed.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -132,7 +132,7 @@ var leaseCases = []testCase{
 		k.finish(l, queue.Delivered)
 		k.gone("m1")
 		k.lost(l) // and twice is once too often
-	}, ""},
+	}, 0},
 	{"FencedExtend", "Leases that had been lost already are returned by Extend, and nothing is changed for them.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -148,7 +148,7 @@ var leaseCases = []testCase{
 		if third.Token.Item != l.Token.Item || k.h.Synctest && took > 2*k.tick {
 			k.Errorf("a lost lease extended the one that is held: due after %v", took)
 		}
-	}, ""},
+	}, 0},
 	{"FencedAbandon", "Abandon ignores leases that are lost.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -159,7 +159,7 @@ var leaseCases = []testCase{
 		}
 		k.none("somebody else holds the lease")
 		k.finish(l, queue.Delivered)
-	}, ""},
+	}, 0},
 	{"Extend", "Extend makes leases last for ttl from now.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -183,7 +183,7 @@ var leaseCases = []testCase{
 		}
 		k.after(start, k.tick, long)
 		k.lost(l)
-	}, ""},
+	}, 0},
 	{"Abandon", "Abandon ends leases without a delivery having been tried: the attempt is not counted, and the items are due again after delay.", func(k *kit) {
 		k.put(message("m1", "example.net: ann bob"))
 		l := k.one(long)
@@ -199,7 +199,7 @@ var leaseCases = []testCase{
 			k.Errorf("after Abandon: %d attempts, want 1; recipients %s; states %+v", l2.Attempts, rcpts(l2), l2.Recipients)
 		}
 		k.lost(l)
-	}, ""},
+	}, 0},
 	{"LeaseOwned", "Slices and envelopes returned by a Store belong to the caller.", func(k *kit) {
 		m := message("m1", "example.net: ann bob")
 		m.Envelope.Meta = map[string]string{"k": "v"}
@@ -220,7 +220,7 @@ var leaseCases = []testCase{
 		if rcpts(l) != "ann bob" || l.Envelope.Meta["k"] != "v" || l.Envelope.Verdict.DKIMDomains[0] != "example.org" || l.Recipients[0].Last.Status.Message != "Try later" {
 			k.Errorf("what the caller changed came back: %+v %+v", l.Envelope, l.Recipients)
 		}
-	}, ""},
+	}, 0},
 	{"Age", "The age of a lease is the time since the message was put.", func(k *kit) {
 		k.put(simple("m1"))
 		start := time.Now()
@@ -229,5 +229,5 @@ var leaseCases = []testCase{
 		if l.Age < k.tick || k.h.Synctest && l.Age > 2*k.tick {
 			k.Errorf("Age is %v, want about %v", l.Age, k.tick)
 		}
-	}, ""},
+	}, 0},
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -23,6 +22,12 @@ import (
 // second between, so that a store may keep time to the millisecond, and no rule
 // is tested at the instant at which it changes.
 func checkModel(t *testing.T, h Harness) {
+	for range pick(0, 1, 4, 50) { // times -rapid.checks
+		checkHistories(t, h)
+	}
+}
+
+func checkHistories(t *testing.T, h Harness) {
 	rapid.Check(t, func(rt *rapid.T) {
 		rapid.SyncTest(rt, func(rt *rapid.T) {
 			m := &model{h: h, t: t, s: h.Open(t), messages: map[mailspine.MsgID]*modelMessage{}}
@@ -33,6 +38,15 @@ func checkModel(t *testing.T, h Harness) {
 			}
 			if h.Reopen != nil {
 				actions["reopen"] = m.reopen
+			}
+			if _, ok := m.s.(queue.Inspector); ok {
+				actions["list"] = m.list
+			}
+			if _, ok := m.s.(queue.Controller); ok {
+				actions["control"], actions["take"] = m.control, m.take
+			}
+			if rapid.Bool().Draw(rt, "weighted") {
+				m.weights = map[string]int{"shop": 3, "news": 2}
 			}
 			rt.Repeat(actions)
 		})
@@ -46,11 +60,13 @@ type model struct {
 	messages map[mailspine.MsgID]*modelMessage // with those that are finished
 	items    []*modelItem                      // that are not finished
 	leases   []modelLease                      // all that were ever given
+	weights  map[string]int                    // of tenants; nil: all are 1
 }
 
 type modelMessage struct {
 	items    int
 	size     int64
+	rcpts    []mailspine.Address
 	finished time.Time
 }
 
@@ -58,6 +74,7 @@ type modelItem struct {
 	msg      mailspine.MsgID
 	route    queue.Route
 	tenant   string
+	priority int
 	open     []int
 	last     map[int]queue.Result
 	attempts int
@@ -65,6 +82,9 @@ type modelItem struct {
 	due      time.Time
 	held     bool
 	leased   bool
+	hold     string      // why it is held, also while it is leased; "": it is not
+	loose    bool        // where it is in its line is not known
+	before   time.Time   // when it would be due, had it not been taken before; zero: it was not
 	token    queue.Token // the last that was given
 }
 
@@ -89,6 +109,28 @@ func drawDelay(rt *rapid.T, label string) time.Duration {
 func (it *modelItem) isLeased(now time.Time) bool { return it.leased && now.Before(it.due) }
 func (it *modelItem) isDue(now time.Time) bool    { return !it.held && !now.Before(it.due) }
 
+func (it *modelItem) state(now time.Time) queue.ItemState {
+	switch {
+	case it.held:
+		return queue.ItemHeld
+	case it.isLeased(now):
+		return queue.ItemLeased
+	case it.isDue(now):
+		return queue.ItemDue
+	}
+	return queue.ItemWaiting
+}
+
+// pass does what time has done: what was held is held again when its lease has ended.
+func (m *model) pass() {
+	now := time.Now()
+	for _, it := range m.items {
+		if it.leased && !now.Before(it.due) {
+			it.leased, it.held = false, it.hold != ""
+		}
+	}
+}
+
 // known tells what is stored or has a tombstone.
 func (m *model) known(id mailspine.MsgID) bool {
 	msg := m.messages[id]
@@ -101,6 +143,8 @@ func (m *model) draw(rt *rapid.T) (queue.Message, mailspine.Content) {
 		time.Sleep(time.Second)
 	}
 	msg := queue.Message{Envelope: &mailspine.Envelope{ID: id, Tenant: rapid.SampledFrom(modelTenants).Draw(rt, "tenant")}}
+	msg.Envelope.Priority = rapid.SampledFrom([]int{0, 0, 0, -9, 5}).Draw(rt, "priority")
+	msg.Weight = m.weights[msg.Envelope.Tenant]
 	for i, r := range rapid.Permutation(modelRoutes).Draw(rt, "routes")[:rapid.IntRange(1, 3).Draw(rt, "items")] {
 		n := queue.NewItem{Route: r}
 		for j := range rapid.IntRange(1, 3).Draw(rt, "recipients") {
@@ -121,11 +165,15 @@ func (m *model) stored(msg queue.Message, c mailspine.Content) {
 	if m.known(id) {
 		return
 	}
-	m.messages[id] = &modelMessage{items: len(msg.Items), size: c.Size()}
+	stored := &modelMessage{items: len(msg.Items), size: c.Size()}
+	for _, r := range msg.Envelope.Recipients {
+		stored.rcpts = append(stored.rcpts, r.Address)
+	}
+	m.messages[id] = stored
 	for _, n := range msg.Items {
 		m.items = append(m.items, &modelItem{
-			msg: id, route: n.Route, tenant: msg.Envelope.Tenant, open: n.Recipients, last: map[int]queue.Result{},
-			put: time.Now(), due: time.Now().Add(msg.Delay), held: msg.Hold != "",
+			msg: id, route: n.Route, tenant: msg.Envelope.Tenant, priority: msg.Envelope.Priority, open: n.Recipients, last: map[int]queue.Result{},
+			put: time.Now(), due: time.Now().Add(msg.Delay), held: msg.Hold != "", hold: msg.Hold,
 		})
 	}
 }
@@ -150,6 +198,7 @@ func (m *model) lease(rt *rapid.T) {
 	if err != nil {
 		rt.Fatalf("Lease: %v", err)
 	}
+	m.pass()
 	now := time.Now()
 	due := slices.DeleteFunc(slices.Clone(m.items), func(it *modelItem) bool {
 		return !it.isDue(now) || slices.Contains(req.Exclude, it.route)
@@ -160,22 +209,22 @@ func (m *model) lease(rt *rapid.T) {
 	byRoute, byTenant := map[queue.Route]int{}, map[string]int{}
 	lane := func(it *modelItem) string { return string(it.route) + " " + it.tenant }
 	for _, l := range leases {
-		i := slices.IndexFunc(due, func(it *modelItem) bool { return it.msg == l.Envelope.ID && it.route == l.Route })
+		i := slices.IndexFunc(due, func(it *modelItem) bool { return it.is(l) && it.route == l.Route })
 		if i < 0 {
 			rt.Fatalf("leased %s for %s, which is not due", l.Envelope.ID, l.Route)
 		}
 		it := due[i]
 		for _, other := range due {
-			if lane(other) == lane(it) && other.due.Before(it.due) {
-				rt.Fatalf("%s, due at %v, was leased before %s, due at %v, of the same tenant and route", it.msg, it.due, other.msg, other.due)
+			if lane(other) == lane(it) && (other.priority > it.priority || other.priority == it.priority && other.due.Before(it.due) && !it.loose && !other.loose) {
+				rt.Fatalf("%s, due at %v, priority %d, was leased before %s, due at %v, priority %d, of the same tenant and route",
+					it.msg, it.due, it.priority, other.msg, other.due, other.priority)
 			}
 		}
 		due = slices.Delete(due, i, i+1)
 		byRoute[it.route]++
 		byTenant[lane(it)]++
 		m.compare(rt, it, l, now)
-		it.leased, it.token, it.due = true, l.Token, now.Add(req.TTL)
-		m.leases = append(m.leases, modelLease{it, l.Token})
+		m.lend(it, l, now.Add(req.TTL))
 	}
 	// Fair: who was left waiting got as much as any other, but for one.
 	for _, it := range due {
@@ -185,11 +234,37 @@ func (m *model) lease(rt *rapid.T) {
 			}
 		}
 		for _, tenant := range modelTenants {
-			if n := byTenant[string(it.route)+" "+tenant]; n > byTenant[lane(it)]+1 {
-				rt.Fatalf("on route %s, tenant %q got %d leases, and %q, which had more, %d", it.route, tenant, n, it.tenant, byTenant[lane(it)])
+			if n := byTenant[string(it.route)+" "+tenant]; !m.fair(tenant, n, it.tenant, byTenant[lane(it)]) {
+				rt.Fatalf("on route %s, tenant %q got %d leases, and %q, which had more, %d; weights are %v", it.route, tenant, n, it.tenant, byTenant[lane(it)], m.weights)
 			}
 		}
 	}
+}
+
+// fair tells whether a tenant may have got n leases, when another that had
+// items left got few. Between equals that is one more at most; else each may be in its
+// turn when the leases begin, and when they end.
+func (m *model) fair(tenant string, n int, other string, few int) bool {
+	if m.weights == nil {
+		return n <= few+1
+	}
+	w, v := max(1, m.weights[tenant]), max(1, m.weights[other])
+	return n*v <= few*w+w*v+w+v
+}
+
+// is tells whether a lease is of the item: no two items share a recipient.
+func (it *modelItem) is(l queue.Lease) bool {
+	return it.msg == l.Envelope.ID && len(l.Recipients) > 0 && slices.Contains(it.open, l.Recipients[0].Index)
+}
+
+// lend makes the item's the lease.
+func (m *model) lend(it *modelItem, l queue.Lease, until time.Time) {
+	it.before = time.Time{}
+	if !it.held && time.Now().Before(it.due) {
+		it.before = it.due
+	}
+	it.leased, it.held, it.loose, it.token, it.due = true, false, false, l.Token, until
+	m.leases = append(m.leases, modelLease{it, l.Token})
 }
 
 func (m *model) compare(rt *rapid.T, it *modelItem, l queue.Lease, now time.Time) {
@@ -254,7 +329,7 @@ func (m *model) settle(rt *rapid.T) {
 	if errs[0] != nil {
 		rt.Fatalf("Settle: %v", errs[0])
 	}
-	it.leased = false
+	it.leased, it.hold, it.before = false, "", time.Time{}
 	it.attempts++
 	var open []int
 	for j, r := range s.Results {
@@ -266,14 +341,18 @@ func (m *model) settle(rt *rapid.T) {
 	}
 	it.open, it.due = open, now.Add(s.Delay)
 	if len(open) == 0 {
-		m.items = slices.DeleteFunc(m.items, func(x *modelItem) bool { return x == it })
-		msg := m.messages[it.msg]
-		if msg.items--; msg.items == 0 {
-			msg.finished = now
-		}
+		m.drop(it, now)
 	}
 	for _, e := range s.Emit {
 		m.stored(e.Message, e.Content)
+	}
+}
+
+func (m *model) drop(it *modelItem, now time.Time) {
+	m.items = slices.DeleteFunc(m.items, func(x *modelItem) bool { return x == it })
+	msg := m.messages[it.msg]
+	if msg.items--; msg.items == 0 {
+		msg.finished = now
 	}
 }
 
@@ -284,7 +363,7 @@ func (m *model) abandon(rt *rapid.T) {
 		rt.Fatalf("Abandon: %v", err)
 	}
 	if now := time.Now(); l.isHeld(now) {
-		l.it.leased, l.it.due = false, now.Add(delay)
+		l.it.leased, l.it.held, l.it.due, l.it.before = false, l.it.hold != "", now.Add(delay), time.Time{}
 	}
 }
 
@@ -338,40 +417,62 @@ func (m *model) reopen(rt *rapid.T) {
 			if err := m.s.Abandon(context.Background(), 0, "", it.token); err != nil {
 				rt.Fatalf("Abandon: %v", err)
 			}
-			it.leased, it.due = false, now
+			it.leased, it.held, it.due, it.before = false, it.hold != "", now, time.Time{}
 		}
 	}
 	m.s = m.h.Reopen(m.t, m.s)
+	in, ok := m.s.(queue.Inspector)
+	if !ok {
+		return
+	}
+	// A store may keep leases in memory. What was taken while it waited, and came
+	// back because its lease ended, may wait again then.
+	for got, err := range in.List(context.Background(), queue.Filter{State: queue.ItemWaiting}) {
+		if err != nil {
+			rt.Fatalf("List: %v", err)
+		}
+		for _, it := range m.items {
+			if it.is(queue.Lease{Envelope: got.Envelope, Recipients: got.States}) && it.before.After(it.due) {
+				it.due = it.before
+			}
+		}
+	}
 }
 
 // check compares the counts after each step.
 func (m *model) check(rt *rapid.T) {
+	m.pass()
 	in, ok := m.s.(queue.Inspector)
 	if !ok {
 		return
 	}
 	var want queue.Stats
 	now := time.Now()
-	for _, msg := range slices.Collect(maps.Values(m.messages)) {
+	for _, msg := range m.messages {
 		if msg.items > 0 {
 			want.Messages++
 			want.Bytes += msg.size
 		}
 	}
+	groups := map[groupOf]queue.Group{}
 	for _, it := range m.items {
-		want.Items++
-		switch {
-		case it.held:
-			want.Held++
-		case it.isDue(now):
-			want.Due++
-		case it.leased:
-			want.Leased++
-		default:
-			want.Waiting++
-		}
+		g := queue.Group{Route: it.route, Tenant: it.tenant, Items: 1}
+		*map[queue.ItemState]*int64{queue.ItemDue: &g.Due, queue.ItemWaiting: &g.Waiting, queue.ItemLeased: &g.Leased, queue.ItemHeld: &g.Held}[it.state(now)]++
+		addGroup(&want, g)
+		old := groups[groupOf{it.route, it.tenant}]
+		g.Items, g.Due, g.Waiting, g.Leased, g.Held = g.Items+old.Items, g.Due+old.Due, g.Waiting+old.Waiting, g.Leased+old.Leased, g.Held+old.Held
+		groups[groupOf{it.route, it.tenant}] = g
 	}
 	if got, err := in.Stats(context.Background()); err != nil || got != want {
 		rt.Fatalf("Stats are %+v, %v; want %+v", got, err, want)
+	}
+	n := 0
+	for g, err := range in.Breakdown(context.Background()) {
+		if n++; err != nil || groups[groupOf{g.Route, g.Tenant}] != g {
+			rt.Fatalf("Breakdown yields %+v, %v; want %+v", g, err, groups[groupOf{g.Route, g.Tenant}])
+		}
+	}
+	if n != len(groups) {
+		rt.Fatalf("Breakdown has %d groups, want %d", n, len(groups))
 	}
 }

@@ -3,7 +3,10 @@ package queuetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -31,7 +34,7 @@ var putCases = []testCase{
 		k.finish(l, queue.Delivered)
 		k.gone("m1")
 		k.none("the message is done")
-	}, ""},
+	}, 0},
 	{"PutIdempotent", "Put is idempotent: a Put of an ID that is stored changes nothing and returns nil.", func(k *kit) {
 		k.put(simple("m1"))
 		other := message("m1", "example.com: eve mallory")
@@ -48,7 +51,7 @@ var putCases = []testCase{
 		k.put(simple("m1")) // also while it is leased
 		k.none("the only item is leased")
 		k.finish(l, queue.Delivered)
-	}, ""},
+	}, 0},
 	{"Tombstone", "A Put of an ID that was stored within the last hour changes nothing and returns nil.", func(k *kit) {
 		k.put(simple("m1"))
 		k.finish(k.one(long), queue.Delivered)
@@ -59,7 +62,7 @@ var putCases = []testCase{
 		k.finish(k.one(long), queue.Failed)
 		k.put(simple("m2"))
 		k.none("a message that failed is finished too")
-	}, ""},
+	}, 0},
 	{"TombstoneEnds", "A Store remembers the ID of a message that it has finished with for TombstoneTTL, and not for ever.", func(k *kit) {
 		k.put(simple("m1"))
 		k.finish(k.one(long), queue.Delivered)
@@ -85,7 +88,7 @@ var putCases = []testCase{
 		if l := k.lease(100, long); len(l) != 2 {
 			k.Errorf("%d items, want 2: %v", len(l), names(l))
 		}
-	}, ""},
+	}, 0},
 	{"BadMessage", "Every recipient is in exactly one item, and the envelope is valid and has an ID; otherwise the error is ErrBadMessage, and nothing is stored.", func(k *kit) {
 		for name, change := range map[string]func(*queue.Message){
 			"no envelope":            func(m *queue.Message) { m.Envelope = nil },
@@ -114,7 +117,7 @@ var putCases = []testCase{
 		k.none("nothing was put")
 		k.gone("m1")
 		k.put(simple("m1")) // a refused ID is not used up
-	}, ""},
+	}, 0},
 	{"PutAllOrNothing", "Put is all or nothing: content that cannot be read, or is shorter than its size, leaves nothing behind.", func(k *kit) {
 		for name, c := range map[string]mailspine.Content{
 			"open fails":      broken{err: io.ErrClosedPipe},
@@ -132,7 +135,7 @@ var putCases = []testCase{
 		if got := k.read("m1"); !strings.HasPrefix(got, "Subject: m1\r\n") {
 			k.Errorf("content is %q", got)
 		}
-	}, ""},
+	}, 0},
 	{"PutKeepsNothing", "Slices and envelopes given to a Store are not kept.", func(k *kit) {
 		m := message("m1", "example.net: ann bob")
 		m.Envelope.Meta = map[string]string{"k": "v"}
@@ -147,7 +150,7 @@ var putCases = []testCase{
 		if rcpts(l) != "ann bob" || l.Envelope.Meta["k"] != "v" || l.Envelope.Verdict.SPF != "pass" || l.Envelope.Verdict.DKIMDomains[0] != "example.org" {
 			k.Errorf("leased what was changed after Put: %+v", l.Envelope)
 		}
-	}, ""},
+	}, 0},
 	{"PutDelay", "The items of a message are first due after its Delay.", func(k *kit) {
 		m := simple("m1")
 		m.Delay = k.tick
@@ -157,7 +160,65 @@ var putCases = []testCase{
 		if l.Attempts != 0 {
 			k.Errorf("%d attempts after a delay", l.Attempts)
 		}
-	}, ""},
+	}, 0},
+	{"Delays", "Delays, never instants, cross the interface: no time in an Envelope decides when its items are due.", func(k *kit) {
+		past, future := time.Date(1971, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2400, 1, 1, 0, 0, 0, 0, time.UTC)
+		for i, when := range []time.Time{past, future} {
+			m := simple(fmt.Sprintf("m%d", i))
+			m.Envelope.HoldUntil, m.Envelope.Origin.Time = when, when
+			m.Envelope.DeliverBy = mailspine.DeliverBy{Time: when}
+			k.put(m)
+			l := k.one(long)
+			if l.Age > patience || l.Age < 0 || !l.Envelope.HoldUntil.Equal(when) {
+				k.Errorf("Age is %v, HoldUntil %v", l.Age, l.Envelope.HoldUntil)
+			}
+			k.finish(l, queue.Delivered)
+		}
+	}, 0},
+	{"DelayLongest", "The longest Delay is one that does not end, not one that has passed.", func(k *kit) {
+		const never = time.Duration(math.MaxInt64)
+		m := simple("put")
+		m.Delay = never
+		k.put(m)
+		k.none("it is never due")
+		k.put(simple("leased"))
+		l := k.one(never)
+		if lost, err := k.s.Extend(k.ctx, never, l.Token); err != nil || len(lost) != 0 {
+			k.Fatalf("Extend: lost %v, %v", lost, err)
+		}
+		k.none("the lease never ends")
+		s := settlement(l, queue.Open)
+		s.Delay = never
+		k.settle(s)
+		k.put(simple("abandoned"))
+		k.abandon(never, k.one(long))
+		if k.h.Synctest {
+			time.Sleep(365 * 24 * time.Hour)
+		}
+		k.none("none of the three is ever due")
+	}, 0},
+	{"Meta", "What nobody knows in Envelope.Meta comes back as it was put, up to its limit.", func(k *kit) {
+		m := simple("m1")
+		m.Envelope.Meta = map[string]string{"x-unknown-7": "v\x00\xff", "": "", "long": ""}
+		size := 0
+		for key, v := range m.Envelope.Meta {
+			size += len(key) + len(v)
+		}
+		m.Envelope.Meta["long"] = strings.Repeat("é", (mailspine.MaxMeta-size)/2)
+		want := maps.Clone(m.Envelope.Meta)
+		k.put(m)
+		l := k.one(long)
+		k.finish(l, queue.Open)
+		if is[queue.Controller](k) {
+			k.control(queue.Filter{}, reroute("elsewhere"), changed(1))
+		}
+		if k.h.Reopen != nil {
+			k.reopen()
+		}
+		if got := k.one(long).Envelope.Meta; !maps.Equal(got, want) {
+			k.Errorf("Meta is %.200q, want %.200q", got, want)
+		}
+	}, 0},
 	{"Hold", "The items of a message with a Hold are not leased.", func(k *kit) {
 		m := simple("m1")
 		m.Hold = "content filter"
@@ -171,7 +232,7 @@ var putCases = []testCase{
 			k.Errorf("content of a held message: %q", got)
 		}
 		k.put(m) // and it is there to Put
-	}, ""},
+	}, 0},
 	{"ManyItems", "A message has one item for each route, with the recipients of that route in their original order.", func(k *kit) {
 		m := queue.Message{Envelope: &mailspine.Envelope{ID: "m1", From: address("sender@example.org")}}
 		const routes, each = 20, 10
@@ -196,7 +257,7 @@ var putCases = []testCase{
 				}
 			}
 		}
-	}, ""},
+	}, 0},
 	{"SameRoute", "Several items of a message may have the same route.", func(k *kit) {
 		k.put(message("m1", "example.net: ann", "example.net: bob cid"))
 		l := k.lease(10, long)
@@ -208,7 +269,7 @@ var putCases = []testCase{
 		k.finish(l[1], queue.Delivered)
 		k.gone("m1")
 		k.none("both items are done")
-	}, ""},
+	}, 0},
 	{"Cancelled", "A method whose context has ended returns its error, and nothing has happened.", func(k *kit) {
 		k.put(simple("m1"))
 		l := k.one(long)
@@ -232,7 +293,7 @@ var putCases = []testCase{
 		}
 		k.finish(l, queue.Delivered) // the lease was kept
 		k.gone("m3")
-	}, ""},
+	}, 0},
 	{"Closed", "After Close every operation returns ErrClosed.", func(k *kit) {
 		k.put(simple("m1"))
 		l := k.one(long)
@@ -254,7 +315,7 @@ var putCases = []testCase{
 		if err := k.s.Close(); err != nil && !errors.Is(err, queue.ErrClosed) {
 			k.Errorf("second Close: %v, want nil or queue.ErrClosed", err)
 		}
-	}, ""},
+	}, 0},
 }
 
 // broken is content of 100 octets whose reader fails after data.

@@ -43,7 +43,7 @@ var settleCases = []testCase{
 		}
 		k.finish(l, queue.Failed)
 		k.gone("m1")
-	}, ""},
+	}, 0},
 	{"SettleDelay", "Delay is when the recipients that are open are due again.", func(k *kit) {
 		k.put(simple("m1"))
 		s := settlement(k.one(long), queue.Open)
@@ -51,7 +51,7 @@ var settleCases = []testCase{
 		start := time.Now()
 		k.settle(s)
 		k.after(start, k.tick, long)
-	}, ""},
+	}, 0},
 	{"SettleCounts", "Attempts counts the deliveries tried so far: each settlement is one.", func(k *kit) {
 		k.put(simple("m1"))
 		for i := range 4 {
@@ -61,7 +61,7 @@ var settleCases = []testCase{
 			}
 			k.finish(l, queue.Open)
 		}
-	}, ""},
+	}, 0},
 	{"SettleKeeps", "What is remembered of a recipient is the whole result of the last attempt, of the status's cause its text, and that the sender was warned.", func(k *kit) {
 		k.put(simple("m1"))
 		s := settlement(k.one(long), queue.Open)
@@ -94,7 +94,7 @@ var settleCases = []testCase{
 		if l = k.one(long); !l.Recipients[0].Warned {
 			k.Error("that the sender was warned has been forgotten")
 		}
-	}, ""},
+	}, 0},
 	{"SettleMany", "Settle's slice has an entry for each Settlement; each of them is a step of its own.", func(k *kit) {
 		k.put(simple("m1"))
 		k.put(simple("m2"))
@@ -120,14 +120,14 @@ var settleCases = []testCase{
 		if errs, err := k.s.Settle(k.ctx); err != nil || len(errs) != 0 {
 			k.Errorf("Settle of nothing: %v, %v", errs, err)
 		}
-	}, ""},
+	}, 0},
 	{"SettleTwice", "A settlement ends its lease: a second one is ErrLeaseLost.", func(k *kit) {
 		k.put(simple("m1"))
 		l := k.one(long)
 		k.finish(l, queue.Open)
 		k.lost(l)
 		k.one(long)
-	}, ""},
+	}, 0},
 	{"LastItem", "The content is shared by the items of a message, and is removed when the last recipient is done.", func(k *kit) {
 		k.put(message("m1", "example.net: ann", "example.com: bob"))
 		l := k.lease(10, long)
@@ -138,7 +138,7 @@ var settleCases = []testCase{
 		k.read("m1")
 		k.finish(l[1], queue.Delivered)
 		k.gone("m1")
-	}, ""},
+	}, 0},
 	{"Emit", "The messages that a Settlement emits are put in the same step.", func(k *kit) {
 		k.put(simple("m1"))
 		s := settlement(k.one(long), queue.Failed)
@@ -157,7 +157,7 @@ var settleCases = []testCase{
 		k.read("r2")
 		k.finish(l[0], queue.Delivered)
 		k.finish(l[1], queue.Delivered)
-	}, ""},
+	}, 0},
 	{"EmitIdempotent", "The IDs of what a Settlement emits are idempotent, as in Put, and the settlement happens all the same.", func(k *kit) {
 		k.put(message("m1", "example.net: ann", "example.com: bob"))
 		k.put(simple("old"))
@@ -177,7 +177,7 @@ var settleCases = []testCase{
 		k.settle(s)
 		k.gone("r1")
 		k.none("all was emitted before")
-	}, ""},
+	}, 0},
 	{"EmitOwn", "What a Settlement emits may be read from the store itself, from the message that is settled.", func(k *kit) {
 		k.put(simple("m1"))
 		s := settlement(k.one(long), queue.Failed)
@@ -188,7 +188,7 @@ var settleCases = []testCase{
 		if got := k.read("r1"); got != "Received: again\r\nSubject: m1\r\n\r\nHello.\r\n" {
 			k.Errorf("content is %q", got)
 		}
-	}, ""},
+	}, 0},
 	{"EmitBad", "Each Settlement is one atomic step: if a message that it emits cannot be put, nothing has changed.", func(k *kit) {
 		k.put(simple("m1"))
 		l := k.one(long)
@@ -208,7 +208,7 @@ var settleCases = []testCase{
 		k.read("m1")
 		k.none("the item is leased still")
 		k.finish(l, queue.Delivered)
-	}, ""},
+	}, 0},
 	{"Together", "All methods are safe for concurrent use; every recipient is settled as done exactly once.", func(k *kit) {
 		const producers, each = 4, 30
 		var wg sync.WaitGroup
@@ -272,7 +272,7 @@ var settleCases = []testCase{
 			k.Errorf("%d items were never delivered", n)
 		}
 		k.none("all was delivered")
-	}, ""},
+	}, 0},
 }
 
 // stored is the content of a message in a store.

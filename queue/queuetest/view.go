@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"testing/synctest"
 	"time"
 
 	"github.com/mailspine/mailspine/queue"
@@ -22,6 +23,47 @@ func (k *kit) list(f queue.Filter) map[string]queue.Item {
 	return items
 }
 
+// A groupOf names a group.
+type groupOf struct {
+	route  queue.Route
+	tenant string
+}
+
+// breakdown returns the groups, and checks that they sum up to Stats.
+func (k *kit) breakdown() map[groupOf]queue.Group {
+	k.Helper()
+	in := k.s.(queue.Inspector)
+	groups := map[groupOf]queue.Group{}
+	var sum queue.Stats
+	for g, err := range in.Breakdown(k.ctx) {
+		if err != nil {
+			k.Fatalf("Breakdown: %v", err)
+		}
+		if _, twice := groups[groupOf{g.Route, g.Tenant}]; twice {
+			k.Errorf("route %s, tenant %q is yielded twice", g.Route, g.Tenant)
+		}
+		groups[groupOf{g.Route, g.Tenant}] = g
+		addGroup(&sum, g)
+	}
+	st, err := in.Stats(k.ctx)
+	if err != nil {
+		k.Fatalf("Stats: %v", err)
+	}
+	sum.Messages, sum.Bytes = st.Messages, st.Bytes
+	if sum != st {
+		k.Errorf("the groups sum up to %+v, Stats are %+v", sum, st)
+	}
+	return groups
+}
+
+func addGroup(sum *queue.Stats, g queue.Group) {
+	sum.Items += g.Items
+	sum.Due += g.Due
+	sum.Waiting += g.Waiting
+	sum.Leased += g.Leased
+	sum.Held += g.Held
+}
+
 // wait starts a Wait that is expected to return what it returned within
 // patience.
 func (k *kit) wait(ctx context.Context, exclude ...queue.Route) (result func() error) {
@@ -29,6 +71,9 @@ func (k *kit) wait(ctx context.Context, exclude ...queue.Route) (result func() e
 	w := k.s.(queue.Waiter)
 	c := make(chan error, 1)
 	go func() { c <- w.Wait(ctx, exclude) }()
+	if k.h.Synctest {
+		synctest.Wait() // until it waits
+	}
 	return func() error {
 		k.Helper()
 		limit := patience
@@ -98,6 +143,97 @@ var viewCases = []testCase{
 			break
 		}
 	}, inspecting},
+	{"ListEnds", "List ends when yield returns false, can be ranged over again, and holds no lock while it yields.", func(k *kit) {
+		const n = 40
+		for i := range n {
+			k.put(message(fmt.Sprintf("m%d", i), fmt.Sprintf("d%d.example: ann", i%3)))
+		}
+		seq := k.s.(queue.Inspector).List(k.ctx, queue.Filter{})
+		for _, stop := range []int{1, n / 2, n} {
+			seen := map[queue.ItemID]bool{}
+			for it, err := range seq {
+				if err != nil || seen[it.ID] {
+					k.Fatalf("List: item %d, seen before: %v, %v", it.ID, seen[it.ID], err)
+				}
+				seen[it.ID] = true
+				if len(seen) == 1 { // each of these would hang
+					l := k.lease(1, long)
+					k.abandon(0, l...)
+					if _, err := k.s.(queue.Inspector).Stats(k.ctx); err != nil {
+						k.Fatalf("Stats: %v", err)
+					}
+				}
+				if len(seen) == stop {
+					break
+				}
+			}
+			if len(seen) != stop {
+				k.Errorf("%d items, want %d", len(seen), stop)
+			}
+		}
+		if l := k.lease(n, long); len(l) != n {
+			k.Errorf("%d of %d items are due after it", len(l), n)
+		}
+	}, inspecting},
+	{"ListInvalid", "A Filter that is not valid is the only thing that List yields, with ErrBadFilter.", func(k *kit) {
+		k.put(simple("m1"))
+		for name, f := range badFilters() {
+			n := 0
+			for it, err := range k.s.(queue.Inspector).List(k.ctx, f) {
+				if n++; !errors.Is(err, queue.ErrBadFilter) || it.Message != "" {
+					k.Errorf("%s: List yields %+v, %v; want queue.ErrBadFilter", name, it, err)
+				}
+			}
+			if n != 1 {
+				k.Errorf("%s: List yields %d times, want once", name, n)
+			}
+		}
+	}, inspecting},
+	{"ListContext", "A method whose context has ended returns its error, and after Close ErrClosed: List and Breakdown yield it, and nothing else.", func(k *kit) {
+		k.put(simple("m1"))
+		in := k.s.(queue.Inspector)
+		check := func(ctx context.Context, want error) {
+			k.Helper()
+			n := 0
+			for _, err := range in.List(ctx, queue.Filter{}) {
+				if n++; !errors.Is(err, want) {
+					k.Errorf("List yields %v, want %v", err, want)
+				}
+			}
+			for _, err := range in.Breakdown(ctx) {
+				if n++; !errors.Is(err, want) {
+					k.Errorf("Breakdown yields %v, want %v", err, want)
+				}
+			}
+			if n != 2 {
+				k.Errorf("List and Breakdown yield %d times, want once each", n)
+			}
+			if _, err := in.Stats(ctx); !errors.Is(err, want) {
+				k.Errorf("Stats: %v, want %v", err, want)
+			}
+		}
+		ctx, cancel := context.WithCancel(k.ctx)
+		cancel()
+		check(ctx, context.Canceled)
+		if err := k.s.Close(); err != nil {
+			k.Fatalf("Close: %v", err)
+		}
+		check(k.ctx, queue.ErrClosed)
+	}, inspecting},
+	{"ListOwned", "What List yields belongs to the caller.", func(k *kit) {
+		m := message("m1", "example.net: ann bob")
+		m.Envelope.Meta = map[string]string{"k": "v"}
+		k.put(m)
+		k.settle(settlement(k.one(long), queue.Open))
+		it := k.list(queue.Filter{})["m1/example.net"]
+		it.Envelope.Recipients[0].Address.Local = "eve"
+		it.Envelope.Meta["k"] = "changed"
+		it.States[0].Last.Status.Message = "changed"
+		l := k.one(long)
+		if rcpts(l) != "ann bob" || l.Envelope.Meta["k"] != "v" || l.Recipients[0].Last.Status.Message != "Try later" {
+			k.Errorf("what the caller changed came back: %+v %+v", l.Envelope, l.Recipients)
+		}
+	}, inspecting},
 	{"ListReason", "The reason of the last Abandon is kept for Inspector.", func(k *kit) {
 		k.put(simple("m1"))
 		if err := k.s.Abandon(k.ctx, long, "daily cap of 203.0.113.7 reached", k.one(long).Token); err != nil {
@@ -146,6 +282,86 @@ var viewCases = []testCase{
 		k.finish(l, queue.Delivered)
 		check(queue.Stats{Messages: 2, Items: 2, Waiting: 1, Held: 1, Bytes: 2 * size})
 	}, inspecting},
+	{"Breakdown", "Breakdown yields the counts of Stats for each route and tenant that has items, each once; they sum up to those of Stats.", func(k *kit) {
+		check := func(want ...queue.Group) {
+			k.Helper()
+			got := k.breakdown()
+			if len(got) != len(want) {
+				k.Errorf("%d groups, want %d: %+v", len(got), len(want), got)
+			}
+			for _, g := range want {
+				if got[groupOf{g.Route, g.Tenant}] != g {
+					k.Errorf("route %s, tenant %q: %+v, want %+v", g.Route, g.Tenant, got[groupOf{g.Route, g.Tenant}], g)
+				}
+			}
+		}
+		check()
+		shop := message("m1", "a: ann", "a: bob", "b: cid")
+		shop.Envelope.Tenant = "shop"
+		k.put(shop)
+		k.put(message("m2", "a: ann"))
+		late, held := message("m3", "a: ann"), message("m4", "b: ann")
+		late.Delay, held.Hold = 100*long, "x"
+		held.Envelope.Tenant = "shop"
+		k.put(late)
+		k.put(held)
+		check(queue.Group{Route: "a", Tenant: "shop", Items: 2, Due: 2}, queue.Group{Route: "b", Tenant: "shop", Items: 2, Due: 1, Held: 1},
+			queue.Group{Route: "a", Items: 2, Due: 1, Waiting: 1})
+		l := k.lease(1, long, "a")[0]
+		check(queue.Group{Route: "a", Tenant: "shop", Items: 2, Due: 2}, queue.Group{Route: "b", Tenant: "shop", Items: 2, Leased: 1, Held: 1},
+			queue.Group{Route: "a", Items: 2, Due: 1, Waiting: 1})
+		k.finish(l, queue.Delivered)
+		for _, l := range k.lease(10, long) {
+			if l.Envelope.Tenant == "" {
+				k.finish(l, queue.Failed)
+				continue
+			}
+			s := settlement(l, queue.Open)
+			s.Delay = 100 * long
+			k.settle(s)
+		}
+		check(queue.Group{Route: "a", Tenant: "shop", Items: 2, Waiting: 2}, queue.Group{Route: "b", Tenant: "shop", Items: 1, Held: 1},
+			queue.Group{Route: "a", Items: 1, Waiting: 1})
+		for range k.s.(queue.Inspector).Breakdown(k.ctx) {
+			k.put(message("m5", "c: ann")) // it holds no lock while it yields: this would hang
+			break
+		}
+		k.finish(k.one(long), queue.Delivered)
+		check(queue.Group{Route: "a", Tenant: "shop", Items: 2, Waiting: 2}, queue.Group{Route: "b", Tenant: "shop", Items: 1, Held: 1},
+			queue.Group{Route: "a", Items: 1, Waiting: 1})
+	}, inspecting},
+	{"BreakdownControl", "Stats and Breakdown count items where commands have put them.", func(k *kit) {
+		in := k.s.(queue.Inspector)
+		check := func(want ...queue.Group) {
+			k.Helper()
+			got := k.breakdown()
+			for _, g := range want {
+				if got[groupOf{g.Route, g.Tenant}] != g {
+					k.Errorf("route %s: %+v, want %+v", g.Route, got[groupOf{g.Route, g.Tenant}], g)
+				}
+			}
+			if len(got) != len(want) {
+				k.Errorf("%d groups, want %d: %+v", len(got), len(want), got)
+			}
+		}
+		k.put(message("m1", "a: ann", "b: bob"))
+		k.put(message("m2", "a: ann"))
+		k.control(queue.Filter{ID: "m1"}, hold("x"), changed(2))
+		check(queue.Group{Route: "a", Items: 2, Due: 1, Held: 1}, queue.Group{Route: "b", Items: 1, Held: 1})
+		k.control(queue.Filter{Route: "a"}, reroute("c"), changed(2))
+		check(queue.Group{Route: "c", Items: 2, Due: 1, Held: 1}, queue.Group{Route: "b", Items: 1, Held: 1})
+		k.control(queue.Filter{Route: "b"}, release, changed(1))
+		check(queue.Group{Route: "c", Items: 2, Due: 1, Held: 1}, queue.Group{Route: "b", Items: 1, Due: 1})
+		l := k.takeOne(queue.Filter{ID: "m1", Route: "c"}, long)
+		check(queue.Group{Route: "c", Items: 2, Due: 1, Leased: 1}, queue.Group{Route: "b", Items: 1, Due: 1})
+		k.abandon(0, l)
+		check(queue.Group{Route: "c", Items: 2, Due: 1, Held: 1}, queue.Group{Route: "b", Items: 1, Due: 1})
+		k.control(queue.Filter{Route: "c"}, remove, changed(2))
+		check(queue.Group{Route: "b", Items: 1, Due: 1})
+		if st, err := in.Stats(k.ctx); err != nil || st != (queue.Stats{Messages: 1, Items: 1, Due: 1, Bytes: text("m1").Size()}) {
+			k.Errorf("Stats: %+v, %v", st, err)
+		}
+	}, inspecting | controlling},
 	{"WaitPut", "Wait returns nil when an item is due: at once if there is one, and when one is put.", func(k *kit) {
 		res := k.wait(k.ctx)
 		k.put(simple("m1"))
@@ -203,6 +419,27 @@ var viewCases = []testCase{
 		k.settle(s)
 		if err := res(); err != nil {
 			k.Errorf("Wait after a report: %v", err)
+		}
+	}, waiting},
+	{"WaitQuiet", "Wait never returns twice for the same cause without anything being due.", func(k *kit) {
+		late, held := simple("late"), simple("held")
+		late.Delay, held.Hold = 100*long, "x"
+		k.put(late)
+		k.put(held)
+		k.put(message("blocked", "blocked: ann"))
+		k.put(simple("m1"))
+		if l := k.lease(10, long, "blocked"); len(l) != 1 {
+			k.Fatalf("leased %v, want m1", names(l))
+		}
+		ctx, cancel := context.WithTimeout(k.ctx, 4*k.tick)
+		defer cancel()
+		for n := 0; ; n++ {
+			if err := k.wait(ctx, "blocked")(); err != nil {
+				break
+			}
+			if n > 5 {
+				k.Fatal("Wait returned 5 times, with nothing due and nothing changed")
+			}
 		}
 	}, waiting},
 	{"WaitEnds", "Wait returns the context's error when it ends, and ErrClosed when the store is closed.", func(k *kit) {
