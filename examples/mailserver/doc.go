@@ -55,6 +55,11 @@
 // that address is put into the mailbox Feedback of the first user, and changes nothing. An address that does not
 // exist gets no mail of the user who tried for a week.
 //
+// What is in the queue, and what happens to it, is in the operator's hand, as the same user or root:
+//
+//	go run ./examples/mailtool queue list -spool mailserver-data/queue
+//	go run ./examples/mailtool queue hold -spool mailserver-data/queue -domain example.net -reason "their server is down"
+//
 // postmaster and abuse are the first user's, unless there are users of these names. ann+lists is ann, and goes into
 // her mailbox "lists" if she has one.
 //

@@ -15,9 +15,12 @@ import (
 
 	"github.com/emersion/go-smtp"
 
+	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/auth/dns/dnstest"
 	"github.com/mailspine/mailspine/mda/mailbox"
 	"github.com/mailspine/mailspine/mda/mailbox/maildir"
+	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/control"
 )
 
 // uids are the UIDs of the messages of a user's INBOX, by what their text has after
@@ -272,5 +275,40 @@ func TestKilledWithQueue(t *testing.T) {
 	beta.stop()
 	if n := len(beta.mailbox("rita@beta.example", "")); n != messages {
 		t.Errorf("%d messages arrived, want %d", n, messages)
+	}
+}
+
+// The control socket shows what waits in the queue, and lets an operator end it.
+func TestControl(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := start(t, dir, append(defaults(), "-route", "example.net=127.0.0.1:1")...) // where nobody listens
+	if err := p.write("waits", "eve@example.net"); err != nil {
+		t.Fatal(err)
+	}
+	c := &control.Client{Path: filepath.Join(dir, "queue", "control")}
+	if info, err := os.Stat(c.Path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
+	}
+	f := queue.Filter{Recipient: "eve@example.net", State: queue.ItemWaiting}
+	eventually(t, "the message waits for its second attempt", func() bool {
+		for it, err := range c.List(t.Context(), f) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return it.Attempts == 1
+		}
+		return false
+	})
+	n, err := c.Bounce(t.Context(), f, mailspine.Errorf(550, "5.7.1", "Not from here"))
+	if err != nil || n.Changed != 1 {
+		t.Errorf("Bounce: %+v, %v", n, err)
+	}
+	eventually(t, "ann is told", func() bool {
+		return slices.ContainsFunc(p.mailbox("ann@example.test", ""), func(m string) bool { return strings.Contains(m, "550 5.7.1 Not from here") })
+	})
+	p.stop()
+	if _, err := os.Stat(c.Path); err == nil {
+		t.Error("the socket is still there after the end")
 	}
 }

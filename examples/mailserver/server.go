@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,6 +25,7 @@ import (
 	"github.com/mailspine/mailspine/mta"
 	"github.com/mailspine/mailspine/mta/egress"
 	"github.com/mailspine/mailspine/queue"
+	"github.com/mailspine/mailspine/queue/control"
 	"github.com/mailspine/mailspine/queue/filequeue"
 )
 
@@ -43,6 +45,10 @@ type server struct {
 	log   *slog.Logger
 	doors []*door
 	queue *queue.Queue
+
+	// For mailtool queue: -dir has the spool in queue/, and there the socket.
+	control *control.Server
+	socket  net.Listener
 
 	// What is in the directory.
 	messages   *filequeue.Store
@@ -70,6 +76,9 @@ func newServer(o *options, log *slog.Logger) (_ *server, err error) {
 		if err != nil {
 			for _, d := range s.doors {
 				d.listener.Close()
+			}
+			if s.socket != nil {
+				s.socket.Close()
 			}
 			s.close()
 		}
@@ -99,6 +108,9 @@ func (s *server) open() (err error) {
 		return err
 	}
 	s.opened("queue", s.messages.Close)
+	if s.socket, err = control.Listen(filepath.Join(dir("queue"), "control")); err != nil {
+		return err
+	}
 	if s.mail, err = maildir.Open(dir("mail"), &maildir.Options{Logger: s.log}); err != nil {
 		return err
 	}
@@ -153,6 +165,7 @@ func (s *server) assemble() error {
 		Store: s.messages, Next: mux, Router: mux, Hostname: o.hostname, Grace: grace, Logger: log, Notifications: signer,
 	}
 	signer.Next = s.queue
+	s.control = &control.Server{Queue: s.queue, Logger: log}
 
 	// From the users: is it to go there at all, a token for complaints, and the signature.
 	submission := &msa.Server{
@@ -301,18 +314,22 @@ func (s *server) start() {
 		})
 	}
 	run("queue", func() error { return s.queue.Run(ctx) })
+	run("control", func() error { return s.control.Serve(s.socket) })
 	for _, d := range s.doors {
 		run(d.name, func() error { return d.serve(d.listener) })
 	}
 }
 
-// stop ends the parts in order: the doors, so that nothing new comes in; the queue, whose deliveries may end;
-// and when nobody uses them, the stores.
+// stop ends the parts in order: the doors, so that nothing new comes in; the queue, whose deliveries may end, and its
+// control socket; and when nobody uses them, the stores.
 func (s *server) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	s.shut(ctx)
 	s.cancel()
+	if s.control.Shutdown(ctx) != nil {
+		s.control.Close()
+	}
 	s.wg.Wait()
 	return s.close()
 }

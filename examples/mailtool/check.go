@@ -162,10 +162,10 @@ func printCheck(w io.Writer, recs []*record) {
 	fmt.Fprintf(w, "\n%d ok, %d missing, %d different, %d could not be looked up; in parentheses: optional\n", count["ok"], count["missing"], count["differs"], count["error"])
 }
 
-// printable keeps what strangers published from driving the terminal.
+// printable keeps what strangers wrote from driving the terminal.
 func printable(s string) string {
 	return strings.Map(func(c rune) rune {
-		if c < 0x20 || c >= 0x7f && c < 0xa0 {
+		if drives(c) {
 			return '?'
 		}
 		return c

@@ -59,4 +59,49 @@
 //
 // DNS records are all that is looked at: the policy file of MTA-STS, the image of BIMI and the
 // servers themselves are not fetched.
+//
+// # Queue
+//
+// What a queue has, and why it is still there:
+//
+//	$ go run ./examples/mailtool queue list -spool /var/spool/mailspine -domain example.net
+//	MESSAGE                                ITEM STATE       AGE    NEXT TRIES      SIZE ROUTE                TENANT     FROM -> TO
+//	01KA5N3MBJ5ZXD1W6M0R7F0Q2A                1 waiting   1h30m   5m30s     4     10240 example.net          acme       <ann@example.org> -> <bob@example.net> +1
+//	    mx.example.net: 450 4.2.0 Greylisted
+//
+//	1 item
+//
+// The commands are
+//
+//	list     the items, those with the oldest message first
+//	show     a message: its envelope, what became of each recipient, its header; -body: all of it
+//	hold     keep items from being delivered; -reason says why
+//	release  make items that are held due now
+//	flush    make items that wait due now
+//	delete   remove items; nobody is told
+//	bounce   give items up, and tell their senders: -status "5.7.1 Not wanted"
+//	reroute  give items another route: -to ROUTE, or -anew for the one that the queue would choose now
+//	stats    totals, and the routes and tenants with the most items; -top N
+//	doctor   whether a spool is whole; -repair
+//
+// An item is a message for one route, with some of its recipients. -id, -item, -sender, -recipient, -domain, -tenant,
+// -stream, -route, -state, -older and -younger select items, which have to fit all that are given; an ID without
+// a flag is -id. Without any of them list shows everything, and a command that changes something wants -all. -n changes nothing and shows what
+// would be changed. Items that are being delivered are left alone, and counted.
+//
+// -spool is the directory of a filequeue store. If there is a socket called control in it, or where -control says, and a queue
+// answers (see package queue/control), that queue is asked: it may be as busy as it likes. Otherwise the spool itself is
+// opened, which the store's lock only allows when no process has it, and only as the user whose it is; the report of a bounce waits
+// there until the queue runs again.
+//
+// A list of up to 5,000 items is sorted; a longer one is printed as it comes. -json prints an object for each line of list,
+// and one for each of the other commands; durations in it are in seconds. Addresses, replies and headers
+// are what strangers wrote: in what is printed for people control characters are question marks, and in JSON they are
+// escaped. show -raw writes a message as it is, to a file or a pipe.
+//
+// doctor compares each octet of a spool with its checksums, and says of each finding where it is, which message
+// is concerned, and what -repair does about it; what is damaged is kept. It needs a queue that is not running.
+//
+// The exit code is 0 when all is well, 1 when something failed, a message that was named is not there, the queue is not healthy
+// (stats) or the spool is not whole (doctor, also after a repair), and 2 for wrong usage.
 package main

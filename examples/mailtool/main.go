@@ -25,6 +25,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"setup", "the DNS records that a domain needs, and whether they are published", setup},
+		{"queue", "what is in a queue, and changes to it", queueMain},
 	}
 }
 

@@ -7,7 +7,7 @@
 // are several runs: the curve goes through their median, and a bar spans them
 // all.
 //
-//	go run ./internal/plot -title "Accepting" -x sessions -y "messages/s" -logx < sessions.tsv > sessions.svg
+//	go run ./internal/bench/plot -title "Accepting" -x sessions -y "messages/s" -logx < sessions.tsv > sessions.svg
 //
 // Lines that are empty or begin with # are left out.
 package main
