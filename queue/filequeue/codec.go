@@ -136,14 +136,6 @@ func (d *decoder) time() (t time.Time) {
 	return t
 }
 
-func (d *decoder) nest(f func(d *decoder)) {
-	in := decoder{b: d.raw()}
-	f(&in)
-	if in.err != nil {
-		d.fail()
-	}
-}
-
 // The tags of an envelope's fields. Fields that are zero are left out.
 const (
 	tagID = iota + 1

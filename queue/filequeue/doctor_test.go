@@ -185,10 +185,7 @@ func TestDoctorFlips(t *testing.T) {
 	lost := 0
 	for _, seg := range slices.Sorted(maps.Keys(p.files)) {
 		size := len(p.files[seg])
-		var at []int
-		for _, i := range rand.Perm(48)[:heads] { // headers, the file's and the first record's
-			at = append(at, i)
-		}
+		at := rand.Perm(48)[:heads] // headers, the file's and the first record's
 		for range n {
 			at = append(at, rand.IntN(size))
 		}

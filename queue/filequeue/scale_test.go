@@ -163,7 +163,6 @@ func TestScaleChild(t *testing.T) {
 	}
 	base := heap()
 	empty, _ := resident()
-	start := time.Now()
 	s := mustOpen(t, job[1], o)
 	now, most := resident()
 	report(at("memory before opened"), float64(empty)/(1<<20), "MiB", "")
@@ -233,7 +232,7 @@ func TestScaleChild(t *testing.T) {
 	})
 	now, _ = resident()
 	report(at("memory at the end"), float64(now)/(1<<20), "MiB", "400")
-	start = time.Now()
+	start := time.Now()
 	listed := 0
 	for _, err := range s.List(ctx, queue.Filter{}) {
 		if err != nil {

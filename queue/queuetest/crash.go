@@ -196,7 +196,7 @@ func census(ctx context.Context, s queue.Store, found func(unit, queue.ItemState
 	}
 	for it, err := range in.List(ctx, queue.Filter{}) {
 		if err != nil {
-			return fmt.Errorf("List: %w", err)
+			return fmt.Errorf("queuetest: List: %w", err)
 		}
 		if err := contentIs(ctx, s, it.Message, it.Size); err != nil {
 			return err

@@ -20,14 +20,13 @@ type model struct {
 }
 
 type modelItem struct {
-	n       Item
-	state   State
-	due     int64
-	seq     int
-	held    bool // goes back to Held
-	lapsed  bool
-	listed  int // the order in which it became ready
-	present bool
+	n      Item
+	state  State
+	due    int64
+	seq    int
+	held   bool // goes back to Held
+	lapsed bool
+	listed int // the order in which it became ready
 }
 
 type modelLine struct {
