@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -285,11 +286,9 @@ func TestQueueLive(t *testing.T) {
 			}
 			// A bounce tells the sender at once, over the same queue.
 			ok(t, "bounce", "-control", path, "-status", "5.7.1 Not wanted", "-recipient", "m3@EXAMPLE.com")
-			if got := <-settled; got != "m3" {
-				t.Errorf("%s failed", got)
-			}
-			if got := <-settled; got != "ann" {
-				t.Errorf("the report went to %s", got)
+			// The report may be delivered before the failure is told.
+			if got := []string{<-settled, <-settled}; !slices.Contains(got, "m3") || !slices.Contains(got, "ann") {
+				t.Errorf("m3 failed and ann was told: %v", got)
 			}
 			same(t, states(t, "-control", path))
 		})
