@@ -46,6 +46,12 @@
 // [Filter] selects, and Bounce gives it up, with a report. They need a store that has [Inspector] and
 // [Controller], as ours have. Package control offers them over a local socket.
 //
+// # Limits
+//
+// A [Limiter] keeps counts that several parts of a program, or several programs, share: slots, rates and quotas. memqueue and filequeue
+// have one each. [Limited] takes from it for each delivery, [LimitGate] keeps routes that have no room from being leased,
+// and [BlockLimiter] takes from a distant one in blocks.
+//
 // # What is counted
 //
 // Of each recipient accepted, exactly one of these holds at any time: it is delivered, it has
