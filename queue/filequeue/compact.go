@@ -125,6 +125,12 @@ func (s *Store) evacuate(seg *segment) error {
 	}
 	s.mu.Unlock()
 	s.hook("compact.removed")
+	// A segment that is begun syncs the directory too. When that fails it must not be synced again and called good.
+	s.jmu.RLock()
+	defer s.jmu.RUnlock()
+	if err := s.failure(); err != nil {
+		return err
+	}
 	// The next segment must not go before this one: what is dead here may have
 	// died there.
 	if err := s.fsys.SyncDir(s.dir); err != nil {
