@@ -6,6 +6,7 @@
 #   internal/bench/run.sh relay      relaying to one destination and to 200
 #   internal/bench/run.sh signed     the same with a DKIM signature on each message
 #   internal/bench/run.sh sessions   the curve over the number of sessions, drawn to docs/bench/sessions.svg
+#   internal/bench/run.sh length     the scale test, and the curve over the length of the queue, drawn to docs/bench/length.svg
 #
 # The harness is in $BENCH (../shared/bench), which needs root, Postfix and strace
 # where STRACE is set. Its tables go to the standard output. ROUNDS (5) and DIR can be set.
@@ -38,5 +39,13 @@ sessions)
   go run ./internal/bench/plot -title "Accepting 10 KB messages durably" -x "sessions" -y "messages/s" -logx \
     <docs/bench/sessions.tsv >docs/bench/sessions.svg
   ;;
-*) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+length)
+  MAILSPINE_SOAK=1 go test -v -count=1 -timeout 30m -run 'TestScale$' ./queue/filequeue | tee "$DIR/scale.tsv"
+  awk -F'\t' -v OFS='\t' '$1 == "scale" && match($2, /^(Put|Lease|Settle, delivered), median at /) {
+      n = substr($2, RLENGTH + 1) + 0; t[n] += $3
+    } END { for (n in t) print "Put, Lease, Settle, one after the other", n, 1000 / t[n] }' "$DIR/scale.tsv" | sort -t"$(printf '\t')" -k2n >docs/bench/length.tsv
+  go run ./internal/bench/plot -title "A message through filequeue, beside many that wait" -x "items in the queue" -y "messages/s" -logx \
+    <docs/bench/length.tsv >docs/bench/length.svg
+  ;;
+*) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
