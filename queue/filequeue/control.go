@@ -105,7 +105,7 @@ func (s *Store) command(list []*view, f queue.Filter, c queue.Command, n *queue.
 	for _, v := range list {
 		for {
 			i := s.item(v.id)
-			if i == 0 || f.State != queue.AnyState && f.State != itemStates[s.sched.State(i)] {
+			if i == 0 || !s.matches(f, i) {
 				break // it went, or went on, meanwhile
 			}
 			st := s.sched.State(i)
@@ -177,6 +177,13 @@ func (s *Store) command(list []*view, f queue.Filter, c queue.Command, n *queue.
 		s.removeBody(it.file)
 	}
 	return nil
+}
+
+// matches reports whether an item has the state and the route of a filter. These may change while its envelope is read,
+// so they are looked at again after that. mu is held.
+func (s *Store) matches(f queue.Filter, i slot) bool {
+	return (f.State == queue.AnyState || f.State == itemStates[s.sched.State(i)]) &&
+		(f.Route == "" || string(f.Route) == s.sched.Route(i))
 }
 
 // uncommand makes items what they were, after a command that came to nothing.
@@ -263,7 +270,7 @@ func (s *Store) Take(ctx context.Context, f queue.Filter, most int, ttl time.Dur
 		now := s.advance()
 		for _, v := range list {
 			i := s.item(v.id)
-			if i == 0 || f.State != queue.AnyState && f.State != itemStates[s.sched.State(i)] {
+			if i == 0 || !s.matches(f, i) {
 				continue
 			}
 			if st := s.sched.State(i); st == sched.Leased || st == sched.Busy {

@@ -145,10 +145,7 @@ func (s *Store) few(f queue.Filter) ([]view, error) {
 
 // collect appends a view of an item, if it matches as far as memory tells. mu is held.
 func (s *Store) collect(views []view, i slot, f queue.Filter, now int64) []view {
-	if f.Route != "" && string(f.Route) != s.sched.Route(i) || f.Tenant != "" && f.Tenant != s.sched.Tenant(i) {
-		return views
-	}
-	if f.State != queue.AnyState && f.State != itemStates[s.sched.State(i)] {
+	if !s.matches(f, i) || f.Tenant != "" && f.Tenant != s.sched.Tenant(i) {
 		return views
 	}
 	v := s.view(i, now)
