@@ -23,6 +23,7 @@ type sessionKey struct {
 	// even if this one would have been good enough.
 	level   TLSLevel
 	names   string // joined by NUL; "*": the host's
+	policy  string // what else the decision about TLS says
 	roots   *x509.CertPool
 	require bool // REQUIRETLS is offered
 }
@@ -30,10 +31,10 @@ type sessionKey struct {
 func (t *transfer) key(h host, addr netip.AddrPort) sessionKey {
 	k := sessionKey{
 		addr: addr, host: h.name, fixed: t.fixed != nil, granted: t.granted, source: t.source,
-		level: t.rule.Level, names: "*", roots: t.rule.Roots, require: t.env.RequireTLS,
+		level: t.tls.rule.Level, names: "*", roots: t.tls.rule.Roots, policy: t.tls.fingerprint(), require: t.env.RequireTLS,
 	}
-	if t.rule.Names != nil {
-		k.names = strings.Join(t.rule.Names, "\x00")
+	if t.tls.rule.Names != nil {
+		k.names = strings.Join(t.tls.rule.Names, "\x00")
 	}
 	return k
 }

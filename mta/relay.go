@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/mailspine/mailspine"
-	"github.com/mailspine/mailspine/internal/dial"
 )
 
 // A Relay sends messages to the mail exchangers of their recipients' domains, by
@@ -268,27 +267,4 @@ func (r *Relay) transfer(ctx context.Context, env *mailspine.Envelope, msg mails
 		r: r, env: env, msg: msg, facts: facts, domain: domain, errs: errs,
 		times: r.Timeouts.withDefaults(), attempt: mailspine.AttemptFrom(ctx),
 	}
-}
-
-// everywhere allows each address, for a target that no stranger chose.
-var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} // never changes
-
-// dial opens a connection to a checked address, from the source of the transfer.
-func (t *transfer) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	guard := &dial.Guard{AllowPrivate: t.r.AllowPrivate, Timeout: t.times.Connect, LocalAddr: t.source.Addr}
-	if t.fixed != nil {
-		guard.AllowPrivate = everywhere
-	}
-	if err := guard.Check(addr.Addr()); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, t.times.Connect)
-	defer cancel()
-	if t.r.Dial == nil {
-		return guard.DialContext(ctx, "tcp", addr.String())
-	}
-	if t.granted {
-		ctx = context.WithValue(ctx, sourceKey{}, t.source)
-	}
-	return t.r.Dial(ctx, "tcp", addr.String())
 }

@@ -136,8 +136,12 @@ func (s *session) open(ctx context.Context, clear bool) error {
 		if err := s.startTLS(ctx); err != nil {
 			return err
 		}
-	} else if t.rule.Level > TLSOpportunistic {
-		return s.noTLS(nil)
+	} else if t.tls.rule.Level > TLSOpportunistic {
+		err := s.noTLS(nil)
+		t.outcome(ctx, s, err)
+		return err
+	} else {
+		t.outcome(ctx, s, nil)
 	}
 	if t.env.RequireTLS && !s.c.has("REQUIRETLS") {
 		return mailspine.Errorf(550, "5.7.30", "The message requires REQUIRETLS, which %s does not offer", s.peer)
@@ -182,9 +186,12 @@ func (s *session) startTLS(ctx context.Context) error {
 		if !r.refusal() {
 			return s.unexpected("STARTTLS", r)
 		}
-		if t.rule.Level > TLSOpportunistic {
-			return s.noTLS(refusal(s.peer, "STARTTLS", r))
+		if t.tls.rule.Level > TLSOpportunistic {
+			err := s.noTLS(refusal(s.peer, "STARTTLS", r))
+			t.outcome(ctx, s, err)
+			return err
 		}
+		t.outcome(ctx, s, nil)
 		return nil
 	}
 	if err == nil {
@@ -192,8 +199,11 @@ func (s *session) startTLS(ctx context.Context) error {
 		t.last.TLS = s.tls
 	}
 	var te *tlsError
+	if err == nil || errors.As(err, &te) {
+		t.outcome(ctx, s, err)
+	}
 	if f := t.r.trace().TLS; f != nil && (err == nil || errors.As(err, &te)) {
-		f(ctx, TLSDoneInfo{Domain: t.domain, Host: s.host, Level: t.rule.Level, TLS: s.tls, Err: err})
+		f(ctx, TLSDoneInfo{Domain: t.domain, Host: s.host, Level: t.tls.rule.Level, TLS: s.tls, Err: err})
 	}
 	if _, err = s.reply(ctx, "STARTTLS", "", r, err); err != nil {
 		return err

@@ -135,11 +135,11 @@ func (t *transfer) tlsConfig(host string, verified *string) *tls.Config {
 	if ip, ok := (mailspine.Address{Domain: host}).Literal(); ok {
 		c.ServerName, host = "", ip.String() // RFC 6066 section 3: SNI has no addresses
 	}
-	names := t.rule.Names
+	names := t.tls.rule.Names
 	if names == nil {
 		names = []string{host}
 	}
-	roots := t.rule.Roots
+	roots := t.tls.rule.Roots
 	if roots == nil {
 		roots = c.RootCAs
 	}
@@ -147,7 +147,7 @@ func (t *transfer) tlsConfig(host string, verified *string) *tls.Config {
 	if c.Time != nil {
 		now = c.Time
 	}
-	must := t.rule.Level >= TLSVerify
+	must := t.tls.rule.Level >= TLSVerify
 	next := c.VerifyConnection
 	// crypto/tls verifies for ServerName only, and not at all opportunistically
 	// without failing; so the verification is done here. VerifyConnection is
