@@ -45,6 +45,7 @@
 //	500 5.5.2  line too long, bare CR or LF, control character in a command
 //	501 5.1.3  malformed recipient address; 5.1.7 sender address; 5.5.4 parameter
 //	530 5.7.0  STARTTLS first; AUTH first
+//	530 5.7.10 REQUIRETLS without TLS
 //	535 5.7.8  credentials invalid       the same for an unknown user
 //	538 5.7.11 AUTH without TLS
 //	550 5.6.0  a CR or LF alone in the message; the connection is closed, too

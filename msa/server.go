@@ -38,6 +38,10 @@ type Server struct {
 	// error, and from then on the server accepts one recipient for each message (452 4.5.3), so that it
 	// does not happen again.
 	Undelivered mailspine.Deliverer
+	// NoRequireTLS says that REQUIRETLS (RFC 8689) is not offered to clients under TLS, and is refused with 555 5.5.4: for a Next behind which
+	// there is somebody who passes messages on without a look at Envelope.RequireTLS. A queue.Queue, a mta.Relay and a mta.Smarthost
+	// do look.
+	NoRequireTLS bool
 	// Limits; the zero value: the defaults.
 	Limits Limits
 	// AuthDelay is how long the reply to the first failed login of a connection
@@ -59,7 +63,7 @@ func (s *Server) init() {
 	s.once.Do(func() {
 		s.engine = &smtpd.Server{
 			Hostname: s.Hostname, TLSConfig: s.TLSConfig, Limits: smtpd.Limits(s.Limits), Logger: s.Logger,
-			Trace: (*smtpd.Trace)(s.Trace), AuthDelay: s.AuthDelay,
+			Trace: (*smtpd.Trace)(s.Trace), AuthDelay: s.AuthDelay, Extensions: smtpd.Extensions{RequireTLS: !s.NoRequireTLS},
 			Handler: smtpd.HandlerFunc(func(_ context.Context, c *smtpd.Conn) (smtpd.Session, error) {
 				return &session{srv: s, c: c}, nil
 			}),

@@ -7,6 +7,7 @@
 #   internal/bench/run.sh signed     the same with a DKIM signature on each message
 #   internal/bench/run.sh sessions   the curve over the number of sessions, drawn to docs/bench/sessions.svg
 #   internal/bench/run.sh length     the scale test, and the curve over the length of the queue, drawn to docs/bench/length.svg
+#   internal/bench/run.sh distance   sending over one connection with 50 ms there and back, see distance.sh
 #
 # The harness is in $BENCH (../shared/bench), which needs root, Postfix and strace
 # where STRACE is set. Its tables go to the standard output. ROUNDS (5) and DIR can be set.
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/../.."
 BENCH=${BENCH:-../shared/bench}
 export DIR=${DIR:-/tmp/benchrun} ROUNDS=${ROUNDS:-5} SYSTEMS=${SYSTEMS:-"postfix discard"}
 mkdir -p "$DIR/bin" docs/bench
-go build -o "$DIR/bin/" ./examples/relay ./internal/bench/discard
+go build -o "$DIR/bin/" ./examples/relay ./internal/bench/discard ./internal/bench/delay
 export RELAY=$DIR/bin/relay OURS_CMD=$PWD/internal/bench/relay.sh PEERS_EXTRA=$PWD/internal/bench/discard.sh
 peers() { echo "## $*"; env "$@" "$BENCH/peers.sh"; }
 
@@ -47,5 +48,6 @@ length)
   go run ./internal/bench/plot -title "A message through filequeue, beside many that wait" -x "items in the queue" -y "messages/s" -logx \
     <docs/bench/length.tsv >docs/bench/length.svg
   ;;
-*) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+distance) BENCH=$BENCH SYSTEMS="postfix ours" internal/bench/distance.sh ;;
+*) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

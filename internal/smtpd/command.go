@@ -192,7 +192,7 @@ func (c *Conn) extensions() []string {
 			}
 		})
 	}
-	if c.server.Extensions.RequireTLS && c.tls != nil { // RFC 8689 section 4: not without TLS
+	if c.server.Extensions.RequireTLS && c.tls != nil { // RFC 8689 section 2: not without TLS
 		ext = append(ext, "REQUIRETLS")
 	}
 	if c.server.Extensions.DeliverBy {

@@ -163,7 +163,7 @@ func (c *Conn) mailParam(tx *Transaction, k, v string, now time.Time) error {
 		if v != "" {
 			return badParam(k)
 		}
-		if c.tls == nil { // RFC 8689 section 4.2.1
+		if c.tls == nil { // RFC 8689 section 2: not offered, and worth nothing, in the clear
 			return mailspine.Errorf(530, "5.7.10", "REQUIRETLS needs TLS")
 		}
 		env.RequireTLS = true
