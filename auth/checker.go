@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,6 +55,12 @@ type Checker struct {
 	// 5.7.1), since no policy can protect what its reader will see (RFC 9989 section 11.5).
 	AcceptNoAuthor bool
 
+	// TLSReports are the addresses where reports about TLS arrive, those of tlsrpt.Intake. Their senders may sign them with keys that are for
+	// nothing else (s=tlsrpt, RFC 8460 section 3), so for a message all of whose recipients are among them such a key counts too, as
+	// dkim.Verifier.Services says: for DMARC, in Results and in the Verdict. Put no address here that people read. The case of the local part
+	// does not matter. nil: there are none, and these keys sign nothing.
+	TLSReports []mailspine.Address
+
 	// SPF, DKIM and DMARC have the limits of their protocols; the zero values are
 	// the defaults. An empty Resolver, Receiver, MaxHeader or Now in them is taken from the fields here.
 	SPF   spf.Verifier
@@ -93,8 +101,14 @@ func (c *Checker) spf() *spf.Verifier {
 	return &v
 }
 
-func (c *Checker) dkim() *dkim.Verifier {
+func (c *Checker) dkim(env *mailspine.Envelope) *dkim.Verifier {
 	v := c.DKIM
+	if c.takesReports(env) && !slices.Contains(v.Services, dkim.ServiceTLSRPT) {
+		v.Services = append(slices.Clone(v.Services), dkim.ServiceTLSRPT)
+		if len(v.Services) == 1 {
+			v.Services = append(v.Services, dkim.ServiceEmail) // what none meant
+		}
+	}
 	if v.Resolver == nil {
 		v.Resolver = c.Resolver
 	}
@@ -105,6 +119,19 @@ func (c *Checker) dkim() *dkim.Verifier {
 		v.Now = c.Now
 	}
 	return &v
+}
+
+// takesReports reports whether a message is for TLSReports only.
+func (c *Checker) takesReports(env *mailspine.Envelope) bool {
+	if len(c.TLSReports) == 0 {
+		return false // the usual case
+	}
+	other := slices.ContainsFunc(env.Recipients, func(r mailspine.Recipient) bool {
+		return !slices.ContainsFunc(c.TLSReports, func(a mailspine.Address) bool {
+			return strings.EqualFold(a.Local, r.Address.Local) && a.Equal(mailspine.Address{Local: a.Local, Domain: r.Address.Domain})
+		})
+	})
+	return len(env.Recipients) > 0 && !other
 }
 
 func (c *Checker) dmarc() *dmarc.Verifier {
@@ -124,13 +151,13 @@ func (c *Checker) bimi() *bimi.Verifier {
 }
 
 // Start begins the check of a message that will be written to the result. Of
-// env it reads From and Origin, now. SPF is evaluated in the background from here on. ctx
+// env it reads From, Origin and, for TLSReports, Recipients, now. SPF is evaluated in the background from here on. ctx
 // is that of the transaction: when it ends, what is not known becomes temperror.
 //
 // Finish or Cancel must be called in the end; until then goroutines run.
 func (c *Checker) Start(ctx context.Context, env *mailspine.Envelope) *Check {
 	ctx, cancel := context.WithCancel(ctx)
-	k := &Check{c: c, ctx: ctx, cancel: cancel, dkim: c.dkim().Start(ctx)}
+	k := &Check{c: c, ctx: ctx, cancel: cancel, dkim: c.dkim(env).Start(ctx)}
 	ip, helo, from := env.Origin.Addr.Addr(), env.Origin.Helo, env.From
 	v := c.spf()
 	k.wait.Go(func() { k.res.SPF = v.Check(ctx, ip, helo, from) })

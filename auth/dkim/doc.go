@@ -14,4 +14,8 @@
 // The tag l=, which signs only the beginning of a body, is reported, and
 // refused unless a Verifier allows it: whoever has such a message can add what
 // he likes to it (RFC 6376 section 8.2).
+//
+// A key may be published for certain services only (s=). Without more a [Verifier]
+// takes keys for e-mail; for reports about TLS (RFC 8460) it can be asked to take
+// those that are for nothing else, and they sign nothing else then.
 package dkim

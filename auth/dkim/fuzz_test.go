@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,6 +65,7 @@ func FuzzVerify(f *testing.F) {
 	ks, zone := signers(f)
 	rec := zone[ks[1].Name()][0]
 	f.Add([]byte(mustSign(f, message, ks[1])), rec, 3)
+	f.Add([]byte(mustSign(f, reportMessage, ks[1])), (&Record{Key: ks[1].Key.Public(), Services: []string{ServiceTLSRPT}}).String(), 7)
 	f.Add([]byte("DKIM-Signature: v=1; a=rsa-sha256; d=a.b; s=c; h=from; bh=; b=\r\n\r\n"), "v=DKIM1; p=", 1)
 	f.Add([]byte(" x\xff\r\nFrom: a@example.org\r\n\r\n"), rec, 5)
 	files, err := filepath.Glob("testdata/*.eml")
@@ -78,7 +80,7 @@ func FuzzVerify(f *testing.F) {
 		f.Add(b, rec, 1000)
 	}
 	f.Fuzz(func(t *testing.T, msg []byte, record string, piece int) {
-		v := &Verifier{MaxHeader: 64 << 10, Resolver: mailspine.ResolverFunc(func(_ context.Context, name string, _ mailspine.Type) (mailspine.Answer, error) {
+		v := &Verifier{MaxHeader: 64 << 10, Services: []string{ServiceTLSRPT, ServiceEmail}, Resolver: mailspine.ResolverFunc(func(_ context.Context, name string, _ mailspine.Type) (mailspine.Answer, error) {
 			if len(name) > 253 || strings.ContainsAny(name, "\x00 \\\r\n") {
 				t.Errorf("asked for %q", name)
 			}
@@ -96,6 +98,9 @@ func FuzzVerify(f *testing.F) {
 		for _, r := range res {
 			if (r.Status == Pass) != (r.Problem == "") || r.Status == "" {
 				t.Errorf("%+v", r)
+			}
+			if r.Status == Pass && r.Service == ServiceTLSRPT && !bytes.Contains(bytes.ToLower(msg), []byte("tlsrpt")) {
+				t.Errorf("a key for reports signs a mail: %+v", r)
 			}
 			if strings.ContainsAny(r.Problem, "\r\n\x00") {
 				t.Errorf("control characters in %q", r.Problem)
@@ -217,17 +222,22 @@ func FuzzParseRecord(f *testing.F) {
 	ks, zone := signers(f)
 	f.Add(zone[ks[0].Name()][0])
 	f.Add("v=DKIM1; k=ed25519; t=y:s; h=sha256:sha1; s=email; n=a note; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=")
+	f.Add("v=DKIM1; k=ed25519; s=tlsrpt; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=")
 	f.Add("p=;;")
 	f.Fuzz(func(t *testing.T, s string) {
-		rec, err := ParseRecord(s)
+		// Whatever e-mail accepts, more services accept too.
+		rec, err := ParseRecordFor(s, ServiceTLSRPT, ServiceEmail)
+		if r, e := ParseRecord(s); e == nil && err != nil || e == nil && !r.Allows(ServiceEmail) {
+			t.Fatalf("%+v %v, %v", r, e, err)
+		}
 		if (rec == nil) == (err == nil) {
 			t.Fatalf("%v %v", rec, err)
 		}
 		if err != nil {
 			return
 		}
-		again, err := ParseRecord(rec.String())
-		if err != nil || again.Testing != rec.Testing || again.Strict != rec.Strict || again.Bits() != rec.Bits() {
+		again, err := ParseRecordFor(rec.String(), ServiceTLSRPT, ServiceEmail)
+		if err != nil || !slices.Equal(again.Services, rec.Services) || again.Testing != rec.Testing || again.Strict != rec.Strict || again.Bits() != rec.Bits() {
 			t.Errorf("%q, written as %q: %+v %v", s, rec, again, err)
 		}
 	})

@@ -141,7 +141,7 @@ func TestKeyRecords(t *testing.T) {
 		{"no p", []string{"v=DKIM1; k=ed25519"}, "permerror", "p= is missing"},
 		{"tag twice", []string{rec + "; k=ed25519"}, "permerror", "twice"},
 		{"version late", []string{"k=ed25519; v=DKIM1; " + p}, "permerror", "first"},
-		{"service", []string{"v=DKIM1; k=ed25519; s=tlsrpt; " + p}, "permerror", "e-mail"},
+		{"service", []string{"v=DKIM1; k=ed25519; s=tlsrpt; " + p}, "permerror", "s= does not allow email"},
 		{"hash", []string{"v=DKIM1; k=ed25519; h=sha1; " + p}, "permerror", "sha256"},
 		{"other key", []string{(&Record{Key: r.Public()}).String()}, "permerror", "for rsa"},
 		{"testing", []string{"v=DKIM1; k=ed25519; t=y; " + p}, "pass", ""},

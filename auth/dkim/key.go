@@ -21,6 +21,7 @@ type Record struct {
 	Algorithm string           // k=: "rsa" or "ed25519"
 	Key       crypto.PublicKey // *rsa.PublicKey or ed25519.PublicKey
 	Hashes    []string         // h=; nil: all
+	Services  []string         // s=, the service types that the key is for; nil: all
 	Testing   bool             // t=y
 	Strict    bool             // t=s: i= must not be a subdomain of d=
 }
@@ -30,7 +31,11 @@ var ErrRevoked = errors.New("dkim: the key is revoked (RFC 6376 section 3.6.1)")
 
 // ParseRecord parses a key record. The lists of what it may be used for must
 // allow e-mail and SHA-256.
-func ParseRecord(txt string) (*Record, error) {
+func ParseRecord(txt string) (*Record, error) { return ParseRecordFor(txt, ServiceEmail) }
+
+// ParseRecordFor is ParseRecord for other uses than e-mail: s= must allow one of the service types, if there is such a list. With none only a record without it is
+// taken.
+func ParseRecordFor(txt string, services ...string) (*Record, error) {
 	bad := func(format string, args ...any) (*Record, error) {
 		return nil, fmt.Errorf("dkim: key record: "+format+" (RFC 6376 section 3.6.1)", args...)
 	}
@@ -58,8 +63,9 @@ func ParseRecord(txt string) (*Record, error) {
 		}
 	}
 	if s, ok := tagValue(tags, "s"); ok {
-		if l := listed(s); !slices.Contains(l, "*") && !slices.Contains(l, "email") {
-			return bad("s= does not allow e-mail")
+		r.Services = listed(s)
+		if !slices.ContainsFunc(services, r.Allows) {
+			return bad("s= does not allow %s", strings.Join(services, " or "))
 		}
 	}
 	if t, ok := tagValue(tags, "t"); ok {
@@ -98,6 +104,11 @@ func ParseRecord(txt string) (*Record, error) {
 	return r, nil
 }
 
+// Allows reports whether the key is for a service type.
+func (r *Record) Allows(service string) bool {
+	return len(r.Services) == 0 || slices.Contains(r.Services, "*") || slices.Contains(r.Services, service)
+}
+
 // Bits returns the size of the key.
 func (r *Record) Bits() int { return keyBits(r.Key) }
 
@@ -133,6 +144,9 @@ func (r *Record) String() string {
 	}
 	if len(r.Hashes) > 0 {
 		b.WriteString("; h=" + strings.Join(r.Hashes, ":"))
+	}
+	if len(r.Services) > 0 {
+		b.WriteString("; s=" + strings.Join(r.Services, ":"))
 	}
 	switch {
 	case r.Testing && r.Strict:
@@ -185,15 +199,16 @@ func validName(name string) bool {
 // fetched is a key as it came from DNS.
 type fetched struct {
 	record    *Record
+	service   string // the first of those asked for that the record allows
 	authentic bool
 	status    Status // "" when there is a record
 	problem   string
 }
 
-// fetch looks up a key. Records at the name that are not DKIM keys at all, as
-// wildcards make them, are passed over; several keys are an error, since it is
+// fetch looks up a key for one of the services, the first one for which there is a key. Records at the name that are not DKIM keys at all, as
+// wildcards make them, or are for nothing that was asked for, are passed over; several keys for a service are an error, since it is
 // undefined which one is meant (RFC 6376 section 3.6.2.2).
-func fetch(ctx context.Context, r mailspine.Resolver, name string) fetched {
+func fetch(ctx context.Context, r mailspine.Resolver, name string, services []string) fetched {
 	a, err := r.Lookup(ctx, name, mailspine.TypeTXT)
 	switch {
 	case errors.Is(err, mailspine.ErrNXDomain), errors.Is(err, mailspine.ErrNoData):
@@ -203,23 +218,36 @@ func fetch(ctx context.Context, r mailspine.Resolver, name string) fetched {
 	case err != nil || len(a.TXT) == 0: // no records and no error is against the contract
 		return fetched{status: TempError, problem: "cannot fetch the key at " + name}
 	}
-	var found *Record
+	var found []*Record
 	var bad error
 	for _, txt := range a.TXT[:min(len(a.TXT), 20)] {
-		rec, err := ParseRecord(txt)
+		rec, err := ParseRecordFor(txt, services...)
 		switch {
-		case err == nil && found != nil:
-			return fetched{status: PermError, problem: "several keys at " + name}
 		case err == nil:
-			found = rec
+			found = append(found, rec)
 		case bad == nil || looksLikeKey(txt):
 			bad = err
 		}
 	}
-	if found == nil {
-		return fetched{status: PermError, problem: strings.TrimPrefix(bad.Error(), "dkim: ")}
+	for _, service := range services {
+		var key *Record
+		for _, rec := range found {
+			if !rec.Allows(service) {
+				continue
+			}
+			if key != nil {
+				return fetched{status: PermError, problem: "several keys at " + name}
+			}
+			key = rec
+		}
+		if key != nil {
+			return fetched{record: key, service: service, authentic: a.Authentic}
+		}
 	}
-	return fetched{record: found, authentic: a.Authentic}
+	if bad == nil { // not possible: what was found is for one of the services
+		return fetched{status: PermError, problem: "no key at " + name}
+	}
+	return fetched{status: PermError, problem: strings.TrimPrefix(bad.Error(), "dkim: ")}
 }
 
 func looksLikeKey(txt string) bool { return strings.HasPrefix(txt, "v=DKIM1") }

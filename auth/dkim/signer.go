@@ -44,6 +44,9 @@ type SigningKey struct {
 	Oversign []string
 	// Lifetime makes x=; 0: the signature does not expire.
 	Lifetime time.Duration
+	// Services are the service types that Record has; nil: none, which means that the key is for all. It
+	// changes nothing in signatures.
+	Services []string
 }
 
 // DefaultHeaders returns the fields that are signed unless a SigningKey says
@@ -95,6 +98,11 @@ func (k *SigningKey) Validate() error {
 			return fmt.Errorf("dkim: identity %q cannot be written", k.Identity)
 		}
 	}
+	for _, n := range k.Services {
+		if n != "*" && !isService(n) {
+			return fmt.Errorf("dkim: %q is no service type", n)
+		}
+	}
 	for _, n := range slices.Concat(k.Headers, k.Oversign) {
 		if n == "" || strings.ContainsFunc(n, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' || r == ';' }) {
 			return fmt.Errorf("dkim: %q is no field name", n)
@@ -111,7 +119,7 @@ func (k *SigningKey) Name() string {
 
 // Record returns the record to publish at Name.
 func (k *SigningKey) Record() *Record {
-	r := &Record{Algorithm: "rsa"}
+	r := &Record{Algorithm: "rsa", Services: k.Services}
 	if k.Key != nil {
 		r.Key = k.Key.Public()
 	}
@@ -123,14 +131,23 @@ func (k *SigningKey) Record() *Record {
 
 // Published checks that the record in DNS is the one of this key: before a new
 // selector is put into use. A key that is not there yet, or another one, is an error;
-// so is a lookup that fails.
+// so is a record that is not for all of Services (nil: e-mail), and a lookup that fails.
 func (k *SigningKey) Published(ctx context.Context, r mailspine.Resolver) error {
 	if err := k.Validate(); err != nil {
 		return err
 	}
-	f := fetch(ctx, r, k.Name())
+	services := k.Services
+	if len(services) == 0 || slices.Contains(services, "*") {
+		services = []string{ServiceEmail}
+	}
+	f := fetch(ctx, r, k.Name(), services)
 	if f.status != "" {
 		return fmt.Errorf("dkim: %s", f.problem)
+	}
+	for _, service := range services {
+		if !f.record.Allows(service) {
+			return fmt.Errorf("dkim: the key at %s is not for %s", k.Name(), service)
+		}
 	}
 	if pub, ok := f.record.Key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(k.Key.Public()) {
 		return fmt.Errorf("dkim: the key at %s is another one", k.Name())

@@ -26,6 +26,9 @@ type Verification struct {
 	Algorithm string
 	// KeyBits is the size of the key that was found; 0: none was.
 	KeyBits int
+	// Service is the service type as which the key was taken: ServiceEmail, or another one of Verifier.Services if it is not
+	// for e-mail; "": no key was found.
+	Service string
 	// HeaderCanonicalization and BodyCanonicalization are "simple" or "relaxed".
 	HeaderCanonicalization, BodyCanonicalization string
 	Headers                                      []string  // h=, in its order

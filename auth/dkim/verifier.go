@@ -44,6 +44,15 @@ type Verifier struct {
 	// AllowLength accepts signatures with l=, which leave the rest of the body
 	// to anybody.
 	AllowLength bool
+	// Services are the service types for which keys are taken (s=, RFC 6376 section 3.6.1); empty: ServiceEmail. A key for
+	// all services, or without a list, is for each of them, and a key for several is taken for e-mail first. Which one it was is in
+	// Verification.Service.
+	//
+	// Whoever has a key for ServiceTLSRPT (RFC 8460 section 3) is trusted with reports, not with the domain's mail. So a signature with a key that is taken
+	// for that service only passes for a message with exactly one Content-Type field, which is multipart/report with report-type=tlsrpt and is
+	// signed, and never with l=. Other mail is permerror, as if the service were not here. Readers may be shown such a message as
+	// any other, so this belongs where reports arrive: see auth.Checker.
+	Services []string
 	// Timeout bounds the lookup of each key; 0: DefaultTimeout. They run at the same time.
 	Timeout time.Duration
 	// Now is the clock for x=; nil: time.Now.
@@ -98,6 +107,7 @@ type Stream struct {
 	split  splitter
 
 	headed bool
+	report bool // the header is that of a report about TLS
 	sigs   []*signature
 	extra  int // signatures beyond the limit
 	bodies []*bodyHash
@@ -163,6 +173,8 @@ func (p *Stream) header() {
 		return
 	}
 	bl := splitBlock(p.split.buf)
+	services := p.v.services()
+	p.report = slices.Contains(services, ServiceTLSRPT) && bl.isTLSReport()
 	limit := or(p.v.MaxSignatures, DefaultMaxSignatures)
 	var slots []*keySlot
 	for _, i := range bl.byName["dkim-signature"] {
@@ -209,7 +221,7 @@ func (p *Stream) header() {
 		p.wait.Go(func() {
 			ctx, cancel := context.WithTimeout(p.ctx, or(p.v.Timeout, DefaultTimeout))
 			defer cancel()
-			k.fetched = fetch(ctx, p.v.Resolver, k.name)
+			k.fetched = fetch(ctx, p.v.Resolver, k.name, services)
 		})
 	}
 }
@@ -397,7 +409,7 @@ func (p *Stream) Finish() []Verification {
 	var out []Verification
 	for _, s := range p.sigs {
 		if s.Status == "" {
-			s.finish(p.v, sums[s.body])
+			s.finish(p.v, sums[s.body], p.report)
 		}
 		out = append(out, s.Verification)
 	}
@@ -407,7 +419,7 @@ func (p *Stream) Finish() []Verification {
 	return out
 }
 
-func (s *signature) finish(v *Verifier, body []byte) {
+func (s *signature) finish(v *Verifier, body []byte, report bool) {
 	bad := func(st Status, format string, args ...any) {
 		s.Status, s.Problem = st, fmt.Sprintf(format, args...)
 	}
@@ -416,7 +428,13 @@ func (s *signature) finish(v *Verifier, body []byte) {
 		bad(k.status, "%s", k.problem)
 		return
 	}
-	s.KeyBits, s.Testing, s.Authentic = k.record.Bits(), k.record.Testing, k.authentic
+	s.KeyBits, s.Testing, s.Authentic, s.Service = k.record.Bits(), k.record.Testing, k.authentic, k.service
+	if s.Service == ServiceTLSRPT {
+		if st, problem := s.reportProblem(report); st != "" {
+			bad(st, "%s", problem)
+			return
+		}
+	}
 	if alg, _, _ := strings.Cut(s.Algorithm, "-"); alg != k.record.Algorithm {
 		bad(PermError, "the key is for %s (RFC 6376 section 3.6.1)", k.record.Algorithm)
 		return

@@ -4,5 +4,5 @@
 //
 // A report has three parts: a text for people, the same for programs, and the
 // message that it is about, or its header. [Message] writes one; [Parse] reads
-// one, from whomever: it is bounded, total, and takes what real systems send.
+// one, from whomever: it is bounded in what it reads and in what it makes of that, total, and takes what real systems send.
 package report

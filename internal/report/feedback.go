@@ -103,9 +103,13 @@ func ParseFeedback(b []byte) (*Feedback, error) {
 		}
 	}
 	// Some systems put empty lines between the fields.
-	for groups := 0; len(b) > 0 && groups < maxRepeated; groups++ {
-		var fields []field
-		fields, b = group(b)
+	var p dates
+	g := grouper{rest: b}
+	for range maxRepeated {
+		fields := g.next()
+		if len(fields) == 0 {
+			break
+		}
 		for _, x := range fields {
 			switch x.name {
 			case "feedback-type":
@@ -124,7 +128,7 @@ func ParseFeedback(b []byte) (*Feedback, error) {
 			case "original-rcpt-to", "removal-recipient":
 				add(&f.OriginalRcptTo, noBrackets(x.value))
 			case "arrival-date", "received-date": // the second was in drafts
-				f.Arrival = date(x.value)
+				f.Arrival = p.date(x.value)
 			case "reporting-mta":
 				f.ReportingMTA = typed(x.value)
 			case "source-ip":

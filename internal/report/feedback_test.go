@@ -51,7 +51,7 @@ func TestFeedbackTolerance(t *testing.T) {
 func TestObsoleteZones(t *testing.T) {
 	want := time.Date(2005, 3, 8, 18, 0, 0, 0, time.UTC)
 	for _, s := range []string{"Thu, 8 Mar 2005 14:00:00 EDT", "Thu, 8 Mar 2005 14:00:00 -0400", "Thu, 8 Mar 2005 18:00:00 GMT", "Thu, 8 Mar 2005 10:00:00 PST"} {
-		if got := date(s); !got.Equal(want) {
+		if got := new(dates).date(s); !got.Equal(want) {
 			t.Errorf("%s is %v", s, got)
 		}
 	}

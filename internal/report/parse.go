@@ -33,7 +33,7 @@ const (
 	MaxText     = 64 << 10
 	MaxStatus   = 1 << 20 // read of the second part
 	MaxReturned = 256 << 10
-	maxHeader   = 256 << 10
+	maxHeader   = 256 << 10 // of the message, and of each part
 	maxParts    = 10
 )
 
@@ -46,29 +46,27 @@ var ErrNotReport = errors.New("report: not a report")
 // ErrNotReport (or wraps it), or of the reader.
 func Parse(r io.Reader) (*Report, error) {
 	lr := &limited{r: r, left: MaxReport}
-	e, err := message.ReadWithOptions(lr, &message.ReadOptions{MaxHeaderBytes: maxHeader})
+	parts := newSplitter(lr)
+	h, err := parts.header()
 	if lr.err != nil {
 		return nil, lr.err
 	}
-	if e == nil || err != nil && !message.IsUnknownCharset(err) && !message.IsUnknownEncoding(err) {
+	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrNotReport, err)
 	}
-	kind, params, err := e.Header.ContentType()
+	fields := h.fields()
+	kind, params, err := fields.ContentType()
 	if err != nil || !strings.EqualFold(kind, "multipart/report") {
 		return nil, fmt.Errorf("%w: it is %.100q", ErrNotReport, kind)
 	}
 	rep := &Report{Type: strings.ToLower(strings.Trim(params["report-type"], " \""))}
-	mr := e.MultipartReader()
-	if mr == nil {
-		return nil, fmt.Errorf("%w: it has no parts", ErrNotReport)
-	}
-	defer mr.Close()
+	parts.split(params["boundary"])
 	for i := range maxParts {
-		p, err := mr.NextPart()
+		p := parts.next()
 		if lr.err != nil {
 			return nil, lr.err
 		}
-		if p == nil || err != nil && !message.IsUnknownCharset(err) && !message.IsUnknownEncoding(err) {
+		if p == nil {
 			break // the end, or damage: what came before counts
 		}
 		if err := rep.part(i, p); err != nil && lr.err != nil {

@@ -210,21 +210,25 @@ func unescapeAddress(s string) string {
 // ParseDelivery reads a message/delivery-status: groups of fields with empty
 // lines between them. It takes what it understands and leaves out the rest;
 // an error means that there is no recipient in it. At most 10,000 recipients, 50 fields a group
-// and 4 KiB a value are read.
+// and 4 KiB a value are read, of fields without a recipient at most 100 groups, and 1,000 dates of an unusual form.
 func ParseDelivery(b []byte) (*Delivery, error) {
 	d := &Delivery{}
 	first := true
-	for len(b) > 0 && len(d.Recipients) < maxRecipients {
-		var fields []field
-		fields, b = group(b)
+	var p dates
+	g := grouper{rest: b}
+	for others := 0; len(d.Recipients) < maxRecipients; {
+		fields := g.next()
 		if len(fields) == 0 {
-			continue
+			break
 		}
-		r, isRecipient := recipient(fields)
+		r, isRecipient := p.recipient(fields)
 		// Some systems leave out the empty line after the message's fields, or the
 		// message's fields themselves.
-		if first || !isRecipient {
-			d.message(fields)
+		if !isRecipient {
+			others++
+		}
+		if (first || !isRecipient) && others <= maxRepeated {
+			p.message(d, fields)
 		}
 		if isRecipient {
 			d.Recipients = append(d.Recipients, r)
@@ -239,44 +243,98 @@ func ParseDelivery(b []byte) (*Delivery, error) {
 
 type field struct{ name, value string }
 
-// group takes the fields up to the next empty line, unfolded.
-func group(b []byte) (fields []field, rest []byte) {
-	for len(b) > 0 {
-		var line []byte
-		if i := bytes.IndexByte(b, '\n'); i >= 0 {
-			line, b = b[:i], b[i+1:]
-		} else {
-			line, b = b, nil
-		}
+// A grouper takes groups of fields off a text. A stranger chooses how many fields, folds and groups there are, so none of
+// them copies what came before it, and the slices are used again for each group.
+type grouper struct {
+	rest   []byte
+	fields []field
+	folded []byte // the value of the last field, from its first fold on; otherwise empty
+	words  []byte // of a name or a value
+}
+
+// next returns the fields up to the next empty line, unfolded; none: it was the last group. They are valid until the next call.
+func (g *grouper) next() []field {
+	g.fields = g.fields[:0]
+	for len(g.rest) > 0 {
+		line, rest, _ := bytes.Cut(g.rest, []byte("\n"))
+		g.rest = rest
 		if line = bytes.TrimRight(line, "\r"); len(bytes.TrimSpace(line)) == 0 {
-			if len(fields) > 0 {
-				return fields, b
+			if len(g.fields) > 0 {
+				break
 			}
 			continue
 		}
 		if line[0] == ' ' || line[0] == '\t' {
-			// A fold without text adds nothing: else a value would be copied for each.
-			if n := len(fields); n > 0 && len(fields[n-1].value)+len(line) <= maxValue {
-				if t := text(line); t != "" {
-					fields[n-1].value = strings.TrimSpace(fields[n-1].value + " " + t)
-				}
-			}
+			g.fold(line)
 			continue
 		}
 		name, value, ok := bytes.Cut(line, []byte(":"))
-		if ok && len(fields) < maxFields && len(name) <= 100 && len(value) <= maxValue {
-			fields = append(fields, field{strings.ToLower(text(name)), text(value)})
+		if ok && len(g.fields) < maxFields && len(name) <= 100 && len(value) <= maxValue {
+			g.unfold()
+			g.fields = append(g.fields, field{strings.ToLower(g.text(name)), g.text(value)})
 		}
 	}
-	return fields, nil
+	g.unfold()
+	return g.fields
 }
 
-// text makes a value of foreign octets: no controls, no invalid UTF-8.
-func text(b []byte) string {
-	return strings.ToValidUTF8(strings.Join(strings.FieldsFunc(string(b), func(r rune) bool { return r <= ' ' || r == 0x7f }), " "), "?")
+// fold adds a line to the last field, if there is one and room in it.
+func (g *grouper) fold(line []byte) {
+	if len(g.fields) == 0 {
+		return
+	}
+	value := g.fields[len(g.fields)-1].value
+	if max(len(value), len(g.folded))+len(line) > maxValue {
+		return
+	}
+	if len(g.folded) == 0 {
+		g.folded = append(g.folded, value...)
+	}
+	g.folded = appendWords(g.folded, line)
 }
 
-func (d *Delivery) message(fields []field) {
+// unfold ends the last field.
+func (g *grouper) unfold() {
+	if len(g.folded) > 0 {
+		g.fields[len(g.fields)-1].value = string(g.folded)
+		g.folded = g.folded[:0]
+	}
+}
+
+func (g *grouper) text(b []byte) string {
+	g.words = appendWords(g.words[:0], b)
+	return string(g.words)
+}
+
+// appendWords makes a value of foreign octets: no controls, no invalid UTF-8, one space between words, also before the first one if it has
+// others before it.
+func appendWords(to, b []byte) []byte {
+	space, invalid := len(to) > 0, false
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r <= ' ' || r == 0x7f {
+			space, invalid = len(to) > 0, false
+			b = b[n:]
+			continue
+		}
+		if space {
+			to = append(to, ' ')
+			space = false
+		}
+		if bad := r == utf8.RuneError && n == 1; !bad {
+			to = append(to, b[:n]...)
+			invalid = false
+		} else if !invalid {
+			to = append(to, '?') // one for a run of them
+			invalid = true
+		}
+		b = b[n:]
+	}
+	return to
+}
+
+// message takes the fields that are not about a recipient; of several the last one counts.
+func (p *dates) message(d *Delivery, fields []field) {
 	for _, f := range fields {
 		switch f.name {
 		case "reporting-mta":
@@ -286,12 +344,12 @@ func (d *Delivery) message(fields []field) {
 		case "received-from-mta":
 			d.ReceivedFrom = typed(f.value)
 		case "arrival-date":
-			d.Arrival = date(f.value)
+			d.Arrival = p.date(f.value)
 		}
 	}
 }
 
-func recipient(fields []field) (r Recipient, ok bool) {
+func (p *dates) recipient(fields []field) (r Recipient, ok bool) {
 	for _, f := range fields {
 		switch f.name {
 		case "original-recipient":
@@ -312,9 +370,9 @@ func recipient(fields []field) (r Recipient, ok bool) {
 		case "diagnostic-code":
 			r.Diagnostic = typed(f.value)
 		case "last-attempt-date":
-			r.LastAttempt = date(f.value)
+			r.LastAttempt = p.date(f.value)
 		case "will-retry-until":
-			r.WillRetryUntil = date(f.value)
+			r.WillRetryUntil = p.date(f.value)
 		}
 	}
 	return r, !r.Final.IsZero() || !r.Original.IsZero()
@@ -350,7 +408,27 @@ func address(s string) Typed {
 // obsolete are the zones of RFC 5322 section 4.3 that net/mail knows by name only, in hours.
 var obsolete = map[string]int{"EDT": -4, "EST": -5, "CDT": -5, "CST": -6, "MDT": -6, "MST": -7, "PDT": -7, "PST": -8}
 
-func date(s string) time.Time {
+// dates reads the dates of a report. The zero value is ready.
+type dates struct{ slow int }
+
+// maxSlow is how many dates of a report are read by net/mail, which tries many forms and allocates several thousand octets for it.
+const maxSlow = 1000
+
+// date returns the zero time for what is no date.
+func (p *dates) date(s string) time.Time {
+	if len(s) > 200 {
+		return time.Time{}
+	}
+	// The usual form, and a zone's name as a comment after it.
+	usual, _, _ := strings.Cut(s, " (")
+	if len(usual) <= len(dateLayout)+1 {
+		if t, err := time.Parse(dateLayout, usual); err == nil {
+			return t
+		}
+	}
+	if p.slow++; p.slow > maxSlow {
+		return time.Time{}
+	}
 	t, err := mail.ParseDate(s)
 	if err != nil {
 		return time.Time{}
