@@ -16,4 +16,9 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require github.com/emersion/go-imap/v2 v2.0.0-beta.8
+require (
+	github.com/emersion/go-imap/v2 v2.0.0-beta.8
+	github.com/xdg-go/scram v1.4.0
+)
+
+require github.com/xdg-go/stringprep v1.0.4 // indirect
