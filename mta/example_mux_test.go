@@ -46,3 +46,46 @@ func ExampleMux() {
 	// error: <nil>
 	// queued under: example.org
 }
+
+// How does one customer's mail, or one kind of mail, go another way than the rest? Rules look at the envelope, and the
+// first that is for a recipient decides. What a rule sends another way has a route of its own in the queue, so that it waits, and is held, for itself.
+func ExampleMux_rules() {
+	deliver := func(name string) mailspine.Deliverer {
+		return mailspine.DelivererFunc(func(_ context.Context, env *mailspine.Envelope, _ mailspine.Content) error {
+			for _, r := range env.Recipients {
+				fmt.Printf("%s for %s\n", name, r.Address)
+			}
+			return nil
+		})
+	}
+	mux := &mta.Mux{
+		Rules: []mta.Rule{
+			{Name: "acme", Tenant: "acme", Domain: "example.net", To: deliver("acme's line to example.net")},
+			{Name: "bulk", Stream: "newsletter", To: deliver("bulk relay")},
+			{Name: "reports", From: "<>", To: deliver("relay for reports")},
+		},
+		Default: deliver("relay"),
+	}
+	send := func(tenant, stream, from string, to ...string) {
+		env := &mailspine.Envelope{Tenant: tenant, Stream: stream}
+		if from != "" {
+			env.From, _ = mailspine.ParseAddress(from)
+		}
+		for _, s := range to {
+			a, _ := mailspine.ParseAddress(s)
+			env.Recipients = append(env.Recipients, mailspine.Recipient{Address: a})
+			route, _ := mux.Route(context.Background(), env, mailspine.Recipient{Address: a})
+			fmt.Printf("%s: ", route)
+			mux.Deliver(context.Background(), env.Subset([]int{len(env.Recipients) - 1}), mailspine.StringContent("\r\n"))
+		}
+	}
+	send("acme", "", "ann@acme.example", "bob@example.net", "eve@example.org")
+	send("acme", "newsletter", "news@acme.example", "bob@example.net", "eve@example.org")
+	send("", "", "", "bob@example.net")
+	// Output:
+	// example.net#acme: acme's line to example.net for bob@example.net
+	// example.org: relay for eve@example.org
+	// example.net#acme: acme's line to example.net for bob@example.net
+	// example.org#bulk: bulk relay for eve@example.org
+	// example.net#reports: relay for reports for bob@example.net
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -14,13 +13,18 @@ import (
 	"github.com/mailspine/mailspine/queue"
 )
 
-// A Mux is a Deliverer made of Deliverers: it routes each recipient by its
+// A Mux is a Deliverer made of Deliverers: it routes each recipient, by its rules and else by its
 // domain, splits the message accordingly, and puts the results together again.
 //
 //	mux := &mta.Mux{
+//		Rules:   []mta.Rule{{Name: "bulk", Stream: "newsletter", To: bulk}},
 //		Routes:  map[string]mailspine.Deliverer{"example.org": agent, ".example.org": agent},
 //		Default: relay,
 //	}
+//
+// The first rule that is for a recipient decides; if none is, Routes does, and then Default. Each
+// recipient is looked at by itself, and nothing in the message counts. Deliver, Route and CheckRecipient find the
+// same way.
 //
 // It is also the queue.Router for a queue in front of it, and a
 // RecipientChecker for a Receiver in front of that.
@@ -33,6 +37,11 @@ import (
 // The zero value refuses every recipient. A Mux is safe for concurrent use; its
 // fields must not change after first use. It must not be copied then.
 type Mux struct {
+	// Rules are looked at in order, before Routes; nil: none. Looking costs time by the number of rules that are for any tenant or for the
+	// envelope's own, not by that of other tenants. A Rule without any condition, with
+	// one that is malformed, with the same conditions as another, or without a Deliverer is a mistake like those in Routes.
+	Rules []Rule
+
 	// Routes maps a domain to the Deliverer for its recipients. A key is a domain
 	// ("example.org"), an address literal ("[192.0.2.1]"), or a dot and a domain
 	// for all of its subdomains, at any depth, but not itself
@@ -50,6 +59,7 @@ type Mux struct {
 	Default mailspine.Deliverer
 
 	once  sync.Once
+	rules ruleTable
 	table map[string]*target // by normal key
 	deflt *target
 	bad   error
@@ -70,7 +80,7 @@ func (m *Mux) init() error {
 		// targets: one more call, the same result.
 		known := map[mailspine.Deliverer]*target{}
 		intern := func(d mailspine.Deliverer) *target {
-			if !reflect.ValueOf(d).Comparable() {
+			if !canCompare(d) {
 				return &target{d}
 			}
 			t, ok := known[d]
@@ -80,8 +90,8 @@ func (m *Mux) init() error {
 			}
 			return t
 		}
+		errs := m.rules.ready(m.Rules, intern)
 		m.table = make(map[string]*target, len(m.Routes))
-		var errs []error
 		for _, key := range slices.Sorted(maps.Keys(m.Routes)) {
 			norm, err := routeKey(key)
 			switch {
@@ -139,12 +149,16 @@ func (m *Mux) lookup(domain string) *target {
 	return m.deflt
 }
 
-func (m *Mux) find(rcpt mailspine.Address) (*target, error) {
+// find returns the way of a recipient: the target, nil if there is none, and the rule that chose it, nil if none did.
+func (m *Mux) find(s sender, rcpt mailspine.Address) (*target, *rule, error) {
 	domain, err := rcpt.ASCIIDomain()
 	if err != nil || domain == "" {
-		return nil, mailspine.Errorf(550, "5.1.3", "The address has no valid domain").WithCause(err)
+		return nil, nil, mailspine.Errorf(550, "5.1.3", "The address has no valid domain").WithCause(err)
 	}
-	return m.lookup(domain), nil
+	if c := m.rules.first(s, domain); c != nil {
+		return c.to, c, nil
+	}
+	return m.lookup(domain), nil, nil
 }
 
 // Deliver gives each recipient to the Deliverer of its route, each Deliverer
@@ -164,8 +178,9 @@ func (m *Mux) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspin
 	errs := make(mailspine.RecipientErrors, len(env.Recipients))
 	index := map[*target][]int{}
 	var order []*target
+	from := newSender(env)
 	for i, r := range env.Recipients {
-		t, err := m.find(r.Address)
+		t, _, err := m.find(from, r.Address)
 		switch {
 		case err != nil:
 			errs[i] = err
@@ -194,17 +209,34 @@ func (m *Mux) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspin
 }
 
 // Route returns the key under which a queue keeps a recipient: what the
-// Deliverer of the recipient's route says if it is a queue.Router itself, and
-// otherwise the domain, in lower case with A-labels. Recipients that no route is for
+// Deliverer of the recipient's way says if it is a queue.Router itself, and
+// otherwise the domain, in lower case with A-labels. If a rule chose another Deliverer than Routes and Default
+// would have, "#" and the rule's Name (or number) follow: "example.org#bulk". So what holds or limits
+// one way to a domain does not touch another, and two Relays need not know of each other. Recipients that nothing is for
 // have a key too, so that they come to Deliver and bounce there.
+//
+// A queue.Gate gets such a route as it is: one that has a say about a domain in every way has to look at what is before
+// the "#", which is in no domain and no Smarthost's route.
 func (m *Mux) Route(ctx context.Context, env *mailspine.Envelope, rcpt mailspine.Recipient) (queue.Route, error) {
 	if err := m.init(); err != nil {
 		return "", err
 	}
-	t, err := m.find(rcpt.Address)
+	t, c, err := m.find(newSender(env), rcpt.Address)
 	if err != nil {
 		return "", err
 	}
+	route, err := routeOf(ctx, t, env, rcpt)
+	if err == nil && c != nil {
+		// There is a domain, or nothing would have been found.
+		if domain, _ := rcpt.Address.ASCIIDomain(); m.lookup(domain) != t {
+			route += queue.Route("#" + c.tag)
+		}
+	}
+	return route, err
+}
+
+// routeOf is the route of a recipient on the way to a Deliverer; t is nil if there is none.
+func routeOf(ctx context.Context, t *target, env *mailspine.Envelope, rcpt mailspine.Recipient) (queue.Route, error) {
 	if t != nil {
 		if r, ok := mailspine.Find[queue.Router](t.to); ok {
 			return r.Route(ctx, env, rcpt)
@@ -214,7 +246,7 @@ func (m *Mux) Route(ctx context.Context, env *mailspine.Envelope, rcpt mailspine
 	return queue.Route(domain), err
 }
 
-// CheckRecipient accepts what the Deliverer of the recipient's route accepts, if
+// CheckRecipient accepts what the Deliverer of the recipient's way accepts, if
 // that is a RecipientChecker (mda.Agent is one, [Checked] makes one). A recipient whose
 // Deliverer is none is refused with 550 5.7.1: a Relay as Default takes mail for
 // anybody, and must not become an open relay because a Receiver asks its Mux.
@@ -222,7 +254,7 @@ func (m *Mux) CheckRecipient(ctx context.Context, env *mailspine.Envelope, rcpt 
 	if err := m.init(); err != nil {
 		return err
 	}
-	t, err := m.find(rcpt.Address)
+	t, _, err := m.find(newSender(env), rcpt.Address)
 	if err != nil {
 		return err
 	}
