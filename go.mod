@@ -18,6 +18,7 @@ require (
 
 require (
 	github.com/emersion/go-imap/v2 v2.0.0-beta.8
+	github.com/pires/go-proxyproto v0.15.0
 	github.com/xdg-go/scram v1.4.0
 )
 

@@ -25,6 +25,7 @@ type taker struct {
 	took    func(message string) // gets the first line of each message; nil: nobody does
 	hangUp  int                  // after so many messages; 0: never
 	last    string               // said before
+	chunks  bool                 // it offers CHUNKING
 }
 
 func newTaker(t testing.TB) *taker {
@@ -79,7 +80,18 @@ func (d *taker) serve(conn net.Conn) {
 				return
 			}
 		case bytes.HasPrefix(line, []byte("EHLO")):
-			w.WriteString("250-sink\r\n250-PIPELINING\r\n250-REQUIRETLS\r\n250-8BITMIME\r\n250 SIZE 10000000\r\n")
+			w.WriteString("250-sink\r\n")
+			if d.chunks {
+				w.WriteString("250-CHUNKING\r\n")
+			}
+			w.WriteString("250-PIPELINING\r\n250-REQUIRETLS\r\n250-8BITMIME\r\n250 SIZE 10000000\r\n")
+		case bytes.HasPrefix(line, []byte("BDAT")):
+			var n int64
+			fmt.Sscanf(string(line), "BDAT %d", &n)
+			if _, err := io.CopyN(io.Discard, r, n); err != nil {
+				return
+			}
+			w.WriteString("250 2.0.0 taken\r\n")
 		case bytes.HasPrefix(line, []byte("DATA")):
 			data = true
 			w.WriteString("354 go\r\n")
@@ -100,9 +112,12 @@ func (d *taker) serve(conn net.Conn) {
 // same process, so that its work is in the figure too.
 func BenchmarkSmarthost(b *testing.B) {
 	msg := mailspine.StringContent("Subject: bench\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 142))
-	for _, sessions := range []int{1, 20} {
-		b.Run(fmt.Sprint("sessions=", sessions), func(b *testing.B) {
+	for _, sessions := range []int{1, 20, -1, -20} {
+		chunks := sessions < 0
+		sessions = max(sessions, -sessions)
+		b.Run(fmt.Sprint("sessions=", sessions, ",chunking=", chunks), func(b *testing.B) {
 			d := newTaker(b)
+			d.chunks = chunks
 			s := &Smarthost{Relay: &Relay{Hostname: "out.sender.example", Logger: slog.New(slog.DiscardHandler)}, Address: d.l.Addr().String()}
 			env := envelope(b, "ann@sender.example", "bob@dest.example")
 			b.ReportAllocs()

@@ -19,7 +19,8 @@ type Source struct {
 	// family are not tried. Zero: the system's choice.
 	Addr netip.Addr
 	// Hostname is the name in EHLO, a domain name that resolves to Addr; "":
-	// Relay.Hostname. A mail exchanger of this name is not taken for ourselves unless Relay.OwnNames has it.
+	// Relay.Hostname. A mail exchanger of this name is not taken for ourselves unless Relay.OwnNames has it; a server that greets
+	// with it, when it is sent from here, is.
 	Hostname string
 }
 
@@ -43,7 +44,10 @@ func (s Source) String() string {
 // temporary error: a limit is kept also when an Egress is wrong. An error holds for all recipients; one that
 // mailspine.Status does not know is temporary.
 //
-// The Relay serves the grants one after the other, in their order, and calls the Done of each once, when its recipients
+// Several domains of a delivery that share a site are asked for one after the other before the first is sent; their grants with the same source are
+// served together.
+//
+// The Relay serves the grants of a domain one after the other, in their order, and calls the Done of each once, when its recipients
 // have their results, and also if nothing was sent or ctx ended. The request is the Egress's, but for Env, which it must not modify
 // or keep; the grants are the Relay's. Choose must be safe for concurrent use.
 type Egress interface {
@@ -118,33 +122,90 @@ func isBind(err error) bool {
 	return errors.As(err, &se) && se.Syscall == "bind"
 }
 
-// share asks the Egress, and serves what it grants.
-func (t *transfer) share(ctx context.Context, hosts []host, names []string, pending []int) {
-	grants, err := t.r.Egress.Choose(ctx, EgressRequest{Env: t.env, Domain: t.domain, Hosts: names, Recipients: slices.Clone(pending)})
+// A round is a source, and the grants for it that are served together: at most one of each domain.
+type round struct {
+	source Source
+	grants []domainGrant
+}
+
+type domainGrant struct {
+	Grant
+	part int // index into transfer.parts
+	done bool
+}
+
+// share asks the Egress for each domain, and serves what it grants. The grants of one domain are served in their order, one after the
+// other; those of several domains with the same source together.
+func (t *transfer) share(ctx context.Context) {
+	var rounds []*round
 	// Each grant gets its Done, whatever happens to those before it.
-	next := 0
 	defer func() {
-		for _, g := range grants[next:] {
-			if g.Done != nil {
-				g.Done(0)
-			}
+		for _, r := range rounds {
+			r.done(nil)
 		}
 	}()
-	if err != nil {
-		t.grantTrace(ctx, Grant{Recipients: pending, Err: err})
-		t.settle(pending, err)
-		return
-	}
-	if err := t.checkGrants(grants, pending); err != nil {
-		t.r.logger().ErrorContext(ctx, "mta: wrong answer of the Egress", "id", t.env.ID, "domain", t.domain, "err", err)
-		t.settle(pending, err)
-		return
+	for i := range t.parts {
+		rounds = t.ask(ctx, i, rounds)
 	}
 	t.granted = true
-	for next < len(grants) {
-		g := grants[next]
-		next++
-		t.grant(ctx, hosts, g)
+	for _, r := range rounds {
+		t.grant(ctx, r)
+	}
+}
+
+// ask asks for one domain, and adds the grants to the rounds.
+func (t *transfer) ask(ctx context.Context, part int, rounds []*round) []*round {
+	p := t.parts[part]
+	grants, err := t.r.Egress.Choose(ctx, EgressRequest{Env: t.env, Domain: p.domain, Hosts: hostNames(t.hosts), Recipients: slices.Clone(p.index)})
+	if err != nil {
+		t.grantTrace(ctx, p.domain, Grant{Recipients: p.index, Err: err})
+	} else if err = t.checkGrants(grants, p.index); err != nil {
+		t.r.logger().ErrorContext(ctx, "mta: wrong answer of the Egress", "id", t.env.ID, "domain", p.domain, "err", err)
+	}
+	if err != nil {
+		t.settle(p.index, err)
+		for i := range grants {
+			grants[i].Recipients = nil // nothing is sent, but Done is called
+		}
+	}
+	from := 0
+	for _, g := range grants {
+		i := len(rounds)
+		if g.Err == nil {
+			for i = from; i < len(rounds) && !rounds[i].takes(g, part); i++ {
+			}
+		}
+		if i == len(rounds) {
+			rounds = append(rounds, &round{source: g.Source})
+		}
+		rounds[i].grants = append(rounds[i].grants, domainGrant{Grant: g, part: part})
+		from = i + 1
+	}
+	return rounds
+}
+
+// takes reports whether a grant can be served in the round of others.
+func (r *round) takes(g Grant, part int) bool {
+	return r.source == g.Source && r.grants[0].Err == nil && r.grants[len(r.grants)-1].part != part
+}
+
+// done tells the grants how many of their recipients a server heard of.
+func (r *round) done(told map[int]struct{}) {
+	for i := range r.grants {
+		g := &r.grants[i]
+		if g.done {
+			continue
+		}
+		g.done = true
+		n := 0
+		for _, rcpt := range g.Recipients {
+			if _, ok := told[rcpt]; ok {
+				n++
+			}
+		}
+		if g.Done != nil {
+			g.Done(n)
+		}
 	}
 }
 
@@ -173,31 +234,40 @@ func (t *transfer) checkGrants(grants []Grant, pending []int) error {
 	return nil
 }
 
-// grant serves the recipients of one grant.
-func (t *transfer) grant(ctx context.Context, hosts []host, g Grant) {
+// grant serves the recipients of one round.
+func (t *transfer) grant(ctx context.Context, r *round) {
 	t.told = map[int]struct{}{}
-	if g.Done != nil {
-		defer func() { g.Done(len(t.told)) }() // also if a hook panics
+	defer func() { r.done(t.told) }() // also if a hook panics
+	// The part of the transfer that this round is, for texts and hooks.
+	defer func(parts []part, domain string) { t.parts, t.domain = parts, domain }(t.parts, t.domain)
+	var served []part
+	for _, g := range r.grants {
+		if len(g.Recipients) == 0 {
+			continue
+		}
+		domain := t.parts[g.part].domain
+		t.grantTrace(ctx, domain, g.Grant)
+		if g.Err != nil {
+			t.settle(g.Recipients, g.Err)
+			continue
+		}
+		served = append(served, part{domain, slices.Clone(g.Recipients)})
 	}
-	if len(g.Recipients) == 0 {
+	if len(served) == 0 {
 		return
 	}
-	t.grantTrace(ctx, g)
-	if g.Err != nil {
-		t.settle(g.Recipients, g.Err)
-		return
-	}
-	t.source = g.Source
-	t.source.Addr = g.Source.Addr.Unmap()
+	t.parts, t.domain = served, served[0].domain
+	t.source = r.source
+	t.source.Addr = r.source.Addr.Unmap()
 	if t.source.Name == "" && t.source.Addr.IsValid() {
 		t.source.Name = t.source.Addr.String()
 	}
-	t.serve(ctx, hosts, slices.Clone(g.Recipients))
+	t.serve(ctx, t.recipients())
 }
 
-func (t *transfer) grantTrace(ctx context.Context, g Grant) {
+func (t *transfer) grantTrace(ctx context.Context, domain string, g Grant) {
 	if f := t.r.trace().Granted; f != nil {
-		info := GrantedInfo{Domain: t.domain, Source: g.Source, Recipients: slices.Clone(g.Recipients), Err: g.Err}
+		info := GrantedInfo{Domain: domain, Source: g.Source, Recipients: slices.Clone(g.Recipients), Err: g.Err}
 		if g.Err != nil {
 			info.Source = Source{}
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // How do many messages to one host share a connection? They do so by themselves, as long as each comes soon after
-// the one before; MAIL, RCPT and DATA go together.
+// the one before; MAIL, RCPT and the message go together.
 func ExampleRelay_CloseIdle() {
 	quiet := slog.New(slog.DiscardHandler)
 	receiver := &mta.Receiver{
@@ -64,15 +64,13 @@ func ExampleRelay_CloseIdle() {
 	// 	EHLO out.example.com
 	// 	MAIL FROM:<ann@example.com> SIZE=29
 	// 	RCPT TO:<bob@example.org>
-	// 	DATA
+	// 	BDAT 29 LAST
 	// 	(29 octets of message)
-	// 	.
 	// the same connection, after 1 messages
 	// 	MAIL FROM:<ann@example.com> SIZE=29
 	// 	RCPT TO:<bob@example.org>
-	// 	DATA
+	// 	BDAT 29 LAST
 	// 	(29 octets of message)
-	// 	.
 	// 	QUIT
 	// served: <nil>
 }

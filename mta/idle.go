@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/mailspine/mailspine/mta/smtpclient"
 )
 
 // A sessionKey is what a delivery must have in common with the one that a connection was opened for. What does not
@@ -17,6 +19,7 @@ type sessionKey struct {
 	addr    netip.AddrPort
 	host    string
 	fixed   bool   // a Smarthost's: its addresses are not checked, so that they are no other's
+	manner  manner // a Smarthost's
 	granted bool   // an Egress chose source
 	source  Source // with the name in EHLO
 	// The TLS rule. Whoever demands more than the rule that the connection was opened under gets one of his own,
@@ -33,9 +36,18 @@ func (t *transfer) key(h host, addr netip.AddrPort) sessionKey {
 		addr: addr, host: h.name, fixed: t.fixed != nil, granted: t.granted, source: t.source,
 		level: t.tls.rule.Level, names: "*", roots: t.tls.rule.Roots, policy: t.tls.fingerprint(), require: t.env.RequireTLS,
 	}
+	if t.fixed != nil {
+		k.manner = t.fixed.manner
+	}
 	if t.tls.rule.Names != nil {
 		k.names = strings.Join(t.tls.rule.Names, "\x00")
 	}
+	return k
+}
+
+// anywhere is the key without the address.
+func (k sessionKey) anywhere() sessionKey {
+	k.addr = netip.AddrPortFrom(netip.Addr{}, k.addr.Port())
 	return k
 }
 
@@ -46,6 +58,8 @@ func (t *transfer) key(h host, addr netip.AddrPort) sessionKey {
 type idlePool struct {
 	mu    sync.Mutex
 	byKey map[sessionKey][]*session // the last is the one that was put in last
+	fit   map[sessionKey]int        // how many there are for a host: by key without the address
+	hosts map[string]int            // and for whatever key of a host
 	all   list.List                 // of *session, the one that was put in first at the front
 	timer *time.Timer
 	run   chan struct{} // closed at the end of the run that the timer is set for, or that is under way; nil: none
@@ -56,8 +70,10 @@ func (p *idlePool) put(s *session, until time.Time, most int, reap func()) (over
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.byKey == nil {
-		p.byKey = map[sessionKey][]*session{}
+		p.byKey, p.fit, p.hosts = map[sessionKey][]*session{}, map[sessionKey]int{}, map[string]int{}
 	}
+	p.fit[s.key.anywhere()]++
+	p.hosts[s.key.host]++
 	s.until = until
 	s.elem = p.all.PushBack(s)
 	p.byKey[s.key] = append(p.byKey[s.key], s)
@@ -88,6 +104,8 @@ func (p *idlePool) take(key sessionKey) *session {
 func (p *idlePool) remove(s *session) {
 	p.all.Remove(s.elem)
 	s.elem = nil
+	less(p.fit, s.key.anywhere())
+	less(p.hosts, s.key.host)
 	same := p.byKey[s.key]
 	if i := slices.Index(same, s); i >= 0 {
 		same = slices.Delete(same, i, i+1)
@@ -97,6 +115,23 @@ func (p *idlePool) remove(s *session) {
 		return
 	}
 	p.byKey[s.key] = same
+}
+
+// less counts one less of something.
+func less[K comparable](m map[K]int, k K) {
+	if m[k]--; m[k] == 0 {
+		delete(m, k)
+	}
+}
+
+// toHosts counts the connections to some hosts.
+func (p *idlePool) toHosts(names []string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range names {
+		n += p.hosts[h]
+	}
+	return n
 }
 
 // arm sets the timer. mu is held.
@@ -163,12 +198,12 @@ func (r *Relay) reap() {
 
 // bye says good-bye to connections that nobody uses, all at once.
 func (r *Relay) bye(gone []*session) {
-	clients := make([]*client, len(gone))
+	clients := make([]*smtpclient.Client, len(gone))
 	for i, s := range gone {
 		s.watchWire(context.Background(), r)
 		clients[i] = s.c
 	}
-	quitAll(r.Timeouts.withDefaults().Quit, clients)
+	smtpclient.QuitAll(r.Timeouts.withDefaults().Quit, clients...)
 }
 
 // CloseIdle ends the connections that are kept for further deliveries, and returns when the servers have answered
@@ -202,6 +237,9 @@ func (r *Relay) keeps(s *session, now time.Time) time.Time {
 	if most <= 0 {
 		most = defaultMaxPerConnection
 	}
+	if limit := s.c.Limits().MailMax; limit > 0 && limit < most {
+		most = limit // RFC 9422
+	}
 	until := now.Add(idle)
 	if end := s.born.Add(age); end.Before(until) {
 		until = end
@@ -215,23 +253,23 @@ func (r *Relay) keeps(s *session, now time.Time) time.Time {
 // keep puts a session into the pool if it may be used again, and reports whether it did. Nobody may use it after
 // that.
 func (r *Relay) keep(s *session) bool {
-	if !s.reusable || !s.usable || s.c.br.Buffered() > 0 {
+	if !s.reusable || !s.c.InStep() {
 		return false
 	}
 	now := time.Now()
 	until := r.keeps(s, now)
-	if until.IsZero() || s.c.conn.SetDeadline(time.Time{}) != nil {
+	if until.IsZero() || !s.c.Park() {
 		return false
 	}
 	// Nothing of the delivery is kept.
-	s.t, s.release, s.c.wire, s.since = nil, nil, nil, now
+	s.t, s.over, s.since = nil, nil, now
 	most := r.MaxIdle
 	if most <= 0 {
 		most = defaultMaxIdle
 	}
 	if over := r.idle.put(s, until, most, r.reap); over != nil {
 		over.watchWire(context.Background(), r)
-		over.c.leave(r.Timeouts.withDefaults().Quit)
+		over.c.Leave()
 	}
 	return true
 }
@@ -246,12 +284,12 @@ func (t *transfer) reuse(ctx context.Context, h host, addr netip.AddrPort) *sess
 	for s := t.r.idle.take(key); s != nil; s = t.r.idle.take(key) {
 		now := time.Now()
 		if !s.until.After(now) {
-			s.c.leave(t.times.Quit)
+			s.c.Leave()
 			continue
 		}
 		// A server that hung up, or said good-bye before it does.
-		if !quiet(s.c.conn) {
-			s.c.close()
+		if !s.c.Quiet() {
+			s.c.Close()
 			continue
 		}
 		s.adopt(ctx, t, now)
@@ -260,16 +298,29 @@ func (t *transfer) reuse(ctx context.Context, h host, addr netip.AddrPort) *sess
 	return nil
 }
 
+// warm reports whether a connection is kept to one of the host's addresses that the transfer could use as it stands:
+// with its source, and what was decided about TLS for the host. The server may have ended it by now.
+func (t *transfer) warm(name string) bool {
+	if t.r.IdleTimeout < 0 {
+		return false
+	}
+	key := t.key(host{name: name}, netip.AddrPortFrom(netip.Addr{}, t.port()))
+	p := &t.r.idle
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fit[key] > 0
+}
+
 // adopt gives a kept session to a transfer.
 func (s *session) adopt(ctx context.Context, t *transfer, now time.Time) {
-	s.t, s.reused, s.heard, s.failed = t, true, false, false
-	s.c.end = now.Add(t.times.Total)
+	s.t, s.reused, s.heard, s.failed, s.doubted = t, true, false, false, false
+	s.c.Renew()
 	s.watchWire(ctx, t.r)
 	s.rewatch(ctx)
 	t.last, t.said = s.receipt(), reply{}
 	if f := t.r.trace().Reused; f != nil {
 		f(ctx, ReusedInfo{
-			Domain: t.domain, Host: s.host, Addr: s.addr, Source: t.source.Name, Local: localAddr(s.c.raw),
+			Domain: t.domain, Host: s.host, Addr: s.addr, Source: t.source.Name, Local: localAddr(s.c),
 			Idle: now.Sub(s.since), Messages: s.used,
 		})
 	}

@@ -83,7 +83,7 @@ func TestRelayToPostfixReuse(t *testing.T) {
 		},
 	})
 	addr := netip.MustParseAddrPort(p.Addr)
-	var dialed, reused, mails, datas atomic.Int64
+	var dialed, reused, mails, bdats atomic.Int64
 	relay := &mta.Relay{
 		Resolver: dnstest.Zone{"example.net": {dnstest.MX(10, "mx.example.net")}, "mx.example.net": {dnstest.A("127.0.0.1")}},
 		Hostname: "client.example.org", Port: addr.Port(), AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
@@ -97,8 +97,8 @@ func TestRelayToPostfixReuse(t *testing.T) {
 			if l.Sent && strings.HasPrefix(l.Line, "MAIL ") {
 				mails.Add(1)
 			}
-			if l.Sent && l.Line == "DATA" {
-				datas.Add(1)
+			if l.Sent && strings.HasPrefix(l.Line, "BDAT ") {
+				bdats.Add(1)
 			}
 		},
 	}
@@ -141,9 +141,9 @@ func TestRelayToPostfixReuse(t *testing.T) {
 	if d, r := dialed.Load(), reused.Load(); d > sessions || d+r != sessions*each {
 		t.Errorf("%d connections were opened, and %d used again, for %d messages", d, r, sessions*each)
 	}
-	// In a flight DATA is there before it is known that nobody is accepted.
-	if m, d := mails.Load(), datas.Load(); m != sessions*each || d != m {
-		t.Errorf("%d times MAIL and %d times DATA for %d messages", m, d, sessions*each)
+	// In a flight the message is there before it is known that nobody is accepted.
+	if m, b := mails.Load(), bdats.Load(); m != sessions*each || b != m {
+		t.Errorf("%d times MAIL and %d times BDAT for %d messages", m, b, sessions*each)
 	}
 	relay.CloseIdle()
 }

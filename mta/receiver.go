@@ -45,6 +45,10 @@ import (
 // recipient (RFC 3464 section 2): a second one is refused with 452 4.5.3, so that a client that
 // has more sends one message for each.
 //
+// Under TLS, REQUIRETLS (RFC 8689) is offered: a message that comes with it has Envelope.RequireTLS, which goes on with it through
+// queues and into its reports. Without TLS the parameter is refused (530 5.7.10). The header field TLS-Required is for who sends the
+// message on, and is left as it is.
+//
 // Next and Recipients are required for anything to be taken; the other fields have
 // useful zero values. A Receiver is safe for concurrent use; its fields must not change once
 // it serves, and it must not be copied then.
@@ -73,6 +77,11 @@ type Receiver struct {
 	// Next give mixed results nevertheless, the worst of them is the reply, so that nothing is lost, and messages have
 	// one recipient from then on.
 	Undelivered mailspine.Deliverer
+
+	// NoRequireTLS says that REQUIRETLS is not offered, and is refused with 555 5.5.4: for a Next behind which there is somebody who
+	// passes messages on to other systems without a look at Envelope.RequireTLS. A queue.Queue, a Relay and a Smarthost do look, and
+	// delivery into a mailbox is none of its business (RFC 8689 section 4.4).
+	NoRequireTLS bool
 
 	// Limits bound what clients can use up. The zero value: the defaults.
 	Limits ReceiverLimits
@@ -143,7 +152,7 @@ func (r *Receiver) init() {
 		l := r.Limits
 		r.server = &smtpd.Server{
 			Hostname: r.Hostname, TLSConfig: r.TLSConfig, Logger: r.Logger,
-			Handler: smtpd.HandlerFunc(r.newSession),
+			Handler: smtpd.HandlerFunc(r.newSession), Extensions: smtpd.Extensions{RequireTLS: !r.NoRequireTLS},
 			Limits: smtpd.Limits{
 				MaxConns: l.MaxConns, MaxConnsPerAddr: l.MaxConnsPerAddr, MaxCommands: l.MaxCommands, MaxErrors: l.MaxErrors,
 				MaxRecipients: l.MaxRecipients, MaxSize: l.MaxSize, MaxLine: l.MaxLine,

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/mta/smtpclient"
 )
 
 const (
@@ -530,21 +531,21 @@ func TestQuiet(t *testing.T) {
 	}
 	client, server := pair()
 	defer client.Close()
-	if !quiet(client) {
+	if !smtpclient.New(client, nil).Quiet() {
 		t.Error("a new connection is not quiet")
 	}
 	io.WriteString(server, "421 bye\r\n")
-	waitFor(t, func() bool { return !quiet(client) })
+	waitFor(t, func() bool { return !smtpclient.New(client, nil).Quiet() })
 	if b, err := bufio.NewReader(client).ReadString('\n'); err != nil || b != "421 bye\r\n" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if !quiet(client) {
+	if !smtpclient.New(client, nil).Quiet() {
 		t.Error("not quiet after it was read")
 	}
 	server.Close()
-	waitFor(t, func() bool { return !quiet(client) })
+	waitFor(t, func() bool { return !smtpclient.New(client, nil).Quiet() })
 	client.Close()
-	if quiet(client) {
+	if smtpclient.New(client, nil).Quiet() {
 		t.Error("a closed connection is quiet")
 	}
 }

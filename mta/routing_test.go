@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/auth/dns/dnstest"
 	"github.com/mailspine/mailspine/internal/dial"
 )
 
@@ -71,6 +72,55 @@ func TestRelayRouting(t *testing.T) {
 		{name: "one without address for good, one unreachable for now: temporary",
 			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "a.dest.example"), mx(1, "b.dest.example")}, "a.dest.example A": "192.0.2.1"},
 			want: "451 4.4.1", dialed: []string{"192.0.2.1:25"}},
+		{name: "A is not there, AAAA fails for now: that proves nothing",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "a.dest.example")}, "a.dest.example TXT": "1",
+				"a.dest.example AAAA": mailspine.ErrDNSTemporary}, want: "451 4.4.3"},
+		{name: "implicit MX whose address fails for now",
+			zone: map[string]any{"dest.example A": mailspine.ErrDNSTemporary}, want: "451 4.4.3"},
+		{name: "MX with U-labels", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "bücher.example")},
+			"xn--bcher-kva.example A": "192.0.2.1"}, want: "550 5.4.4"},
+		{name: "MX that is an ASCII name only in lower case", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "\u212aa.example")},
+			"ka.example A": "192.0.2.1"}, want: "550 5.4.4"},
+		{name: "MX that is an address", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "192.0.2.1")}}, want: "550 5.4.4"},
+		{name: "MX that is localhost", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "localhost")}, "localhost A": "127.0.0.1"}, want: "550 5.4.4"},
+		{name: "MX twice: the better preference counts",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(30, "a.dest.example"), mx(20, "b.dest.example"), mx(10, "A.dest.example.")},
+				"a.dest.example A": "192.0.2.1", "b.dest.example A": "192.0.2.2"},
+			scripts: map[string]string{"192.0.2.2": good}, dialed: []string{"192.0.2.1:25", "192.0.2.2:25"}},
+		{name: "we are the best MX by address", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "a.dest.example"), mx(20, "b.dest.example")},
+			"a.dest.example A": "192.0.2.1", "a.dest.example AAAA": "2001:db8::1", "b.dest.example A": "192.0.2.2"},
+			edit: func(r *Relay) { r.OwnAddrs = []netip.Addr{netip.MustParseAddr("2001:db8::1")} }, want: "554 5.4.6"},
+		{name: "we are the second by address: only the better ones are used",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "a.dest.example"), mx(20, "b.dest.example"), mx(20, "c.dest.example"), mx(30, "d.dest.example")},
+				"a.dest.example A": "192.0.2.1", "b.dest.example A": "192.0.2.2", "c.dest.example A": "192.0.2.9 192.0.2.3", "d.dest.example A": "192.0.2.4"},
+			edit: func(r *Relay) { r.OwnAddrs = []netip.Addr{netip.MustParseAddr("::ffff:192.0.2.3")} }, want: "451 4.4.1", dialed: []string{"192.0.2.1:25"}},
+		{name: "a worse name and a better address: the better one counts",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "a.dest.example"), mx(20, "out.sender.example")},
+				"a.dest.example A": "192.0.2.1", "out.sender.example A": "192.0.2.2"},
+			edit: func(r *Relay) { r.OwnAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1")} }, want: "554 5.4.6"},
+		{name: "our address in an address literal", to: "bob@[192.0.2.1]",
+			edit: func(r *Relay) { r.OwnAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1")} }, want: "554 5.4.6"},
+		{name: "our address, and a host that cannot be looked up",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "a.dest.example"), mx(20, "b.dest.example")},
+				"a.dest.example A": mailspine.ErrDNSTemporary, "b.dest.example A": "192.0.2.2"},
+			edit: func(r *Relay) { r.OwnAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1")} }, scripts: map[string]string{"192.0.2.2": good},
+			dialed: []string{"192.0.2.2:25"}},
+		{name: "a server that greets with our name: those that are no better would give the message back",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "a.dest.example"), mx(20, "b.dest.example")},
+				"a.dest.example A": "192.0.2.1 192.0.2.9", "b.dest.example A": "192.0.2.2"},
+			scripts: map[string]string{"192.0.2.1": "S: 220-OUT.sender.example. ESMTP\nS: 220 hi\nC: QUIT\nS: 221 bye"},
+			dialed:  []string{"192.0.2.1:25"}, want: "554 5.4.6"},
+		{name: "a worse server that greets with another of our names: temporary, for the better one may come back",
+			zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "a.dest.example"), mx(20, "b.dest.example")},
+				"a.dest.example A": "192.0.2.1", "b.dest.example A": "192.0.2.2"},
+			edit:    func(r *Relay) { r.OwnNames = []string{"mx.sender.example"} },
+			scripts: map[string]string{"192.0.2.2": "S: 220 mx.sender.example\nC: QUIT\nS: 221 bye"},
+			dialed:  []string{"192.0.2.1:25", "192.0.2.2:25"}, want: "451 4.4.1"},
+		{name: "a server that greets with the name of the source",
+			zone:    map[string]any{"dest.example A": "192.0.2.1"},
+			edit:    func(r *Relay) { r.Egress = grantAll(srcA) },
+			scripts: map[string]string{"192.0.2.1": "S: 220 a.out.example ESMTP\nC: QUIT\nS: 221 bye"},
+			dialed:  []string{"192.0.2.1:25"}, want: "554 5.4.6"},
 		{name: "MX that is no host name", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "a b\r\n.example")}}, want: "550 5.4.4"},
 		{name: "MX at loopback", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(0, "a.dest.example")}, "a.dest.example A": "127.0.0.1"},
 			want: "550 5.4.4"},
@@ -86,6 +136,8 @@ func TestRelayRouting(t *testing.T) {
 		{name: "address literal", to: "bob@[192.0.2.9]", scripts: map[string]string{"192.0.2.9": good}, dialed: []string{"192.0.2.9:25"}},
 		{name: "IPv6 address literal", to: "bob@[IPv6:2001:db8::9]", scripts: map[string]string{"2001:db8::9": good}, dialed: []string{"[2001:db8::9]:25"}},
 		{name: "address literal at loopback", to: "bob@[127.0.0.1]", want: "550 5.4.4"},
+		{name: "IPv6 address literal at loopback", to: "bob@[IPv6:::1]", want: "550 5.4.4"},
+		{name: "IPv6 address literal that is an IPv4 address", to: "bob@[IPv6:::ffff:10.0.0.1]", want: "550 5.4.4"},
 		{name: "we are the best MX", zone: map[string]any{"dest.example MX": []mailspine.MX{mx(10, "OUT.sender.example"), mx(20, "b.dest.example")},
 			"b.dest.example A": "192.0.2.2"}, want: "554 5.4.6"},
 		{name: "we are the second: only the better ones are used",
@@ -134,6 +186,66 @@ func TestRelayRouting(t *testing.T) {
 	}
 }
 
+// grantAll is an Egress with one source.
+func grantAll(s Source) Egress {
+	return EgressFunc(func(_ context.Context, req EgressRequest) ([]Grant, error) {
+		return []Grant{{Source: s, Recipients: req.Recipients}}, nil
+	})
+}
+
+// RFC 5321 section 5.1: the domain may be an alias, and then it is the target's mail exchangers that count. A mail exchanger must not be one,
+// but many are. A name that leads nowhere proves that there is nothing; one that leads in a circle proves nothing.
+func TestRelayCNAME(t *testing.T) {
+	zone := dnstest.Zone{
+		"alias.example":   {dnstest.CNAME("dest.example")},
+		"dest.example":    {dnstest.MX(10, "mx.dest.example")},
+		"mx.dest.example": {dnstest.CNAME("host.example")},
+		"host.example":    {dnstest.A("192.0.2.1")},
+		"bare.example":    {dnstest.CNAME("host.example")},
+		"lost.example":    {dnstest.CNAME("nowhere.example")},
+		"empty.example":   {dnstest.CNAME("text.example")},
+		"text.example":    {dnstest.TXT("x")},
+		"circle.example":  {dnstest.CNAME("elcric.example")},
+		"elcric.example":  {dnstest.CNAME("circle.example")},
+		"nomx.example":    {dnstest.MX(10, "lost.example")},
+	}
+	if err := zone.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ domain, want, host string }{
+		{"alias.example", "", "mx.dest.example"},
+		{"bare.example", "", "bare.example"},
+		{"lost.example", "550 5.1.2", ""},
+		{"empty.example", "550 5.1.2", ""},
+		{"circle.example", "451 4.4.3", ""},
+		{"nomx.example", "550 5.4.4", ""},
+	} {
+		n := newNetwork(t)
+		r := n.relay()
+		r.Resolver = zone
+		if tt.host != "" {
+			n.scripts["192.0.2.1"] = []script{taking("ann@sender.example", "bob@"+tt.domain)}
+		}
+		a := &attempt{}
+		err := r.Deliver(mailspine.WithAttempt(t.Context(), a), envelope(t, "ann@sender.example", "bob@"+tt.domain), mailspine.StringContent("x\r\n"))
+		n.done()
+		wantStatus(t, tt.domain, mailspine.ErrorAt(err, 0), tt.want)
+		if tt.host != "" && a.receipts[0].RemoteMTA != tt.host {
+			t.Errorf("%s: %+v", tt.domain, a.receipts[0])
+		}
+	}
+}
+
+// A Smarthost may be another program on this host, and greet with the same name.
+func TestSmarthostGreetsAsWe(t *testing.T) {
+	n := newNetwork(t)
+	n.zone["filter.example A"] = "192.0.2.1"
+	n.scripts["192.0.2.1"] = []script{"S: 220 out.sender.example\n" + script(strings.TrimPrefix(open, "S: 220 hi\n")) + one + bye}
+	r := n.relay()
+	bob(t, &Smarthost{Relay: r, Address: "filter.example:10025"}, "")
+	n.done()
+}
+
 // Without AllowPrivate, and with the Relay's own dialer, loopback is not connected to.
 func TestRelayGuard(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -168,10 +280,11 @@ func TestRelayDNSTimeout(t *testing.T) {
 
 // Inside of one preference the order is random: over many tries each host is first.
 func TestRelayRandomOrder(t *testing.T) {
-	tr := &transfer{r: &Relay{}, domain: "dest.example"}
 	first := map[string]bool{}
 	for range 1000 {
-		hosts, err := tr.order([]mailspine.MX{{Preference: 20, Host: "last.example"}, {Preference: 10, Host: "a.example"}, {Preference: 10, Host: "b.example"}, {Preference: 10, Host: "A.example."}})
+		tr := &transfer{r: &Relay{}, domain: "dest.example"}
+		tr.all = usable([]mailspine.MX{{Preference: 20, Host: "last.example"}, {Preference: 10, Host: "a.example"}, {Preference: 10, Host: "b.example"}, {Preference: 10, Host: "A.example."}})
+		hosts, err := tr.choose(t.Context())
 		if err != nil || len(hosts) != 3 || hosts[2].name != "last.example" {
 			t.Fatalf("%v, %v", hosts, err)
 		}
@@ -213,4 +326,23 @@ func TestRelayBoundsDNS(t *testing.T) {
 	if len(n.dialed) != 6 {
 		t.Errorf("%d connections were tried, want 6", len(n.dialed))
 	}
+}
+
+// A greeting is whatever a stranger says: only our own name as its first word is ours.
+func FuzzGreeting(f *testing.F) {
+	for _, s := range []string{"out.sender.example ESMTP", "OUT.sender.example.", "", " out.sender.example", "out.sender.example.evil.example", "bücher.example x",
+		"xn--bcher-kva.example", "\x00\xff.\u3002", "[192.0.2.1] hi", strings.Repeat("a", 5000)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		tr := &transfer{r: &Relay{Hostname: "out.sender.example", OwnNames: []string{"bücher.example", ""}}, domain: "dest.example"}
+		tr.parts = []part{{domain: tr.domain}}
+		err := tr.greetedBy(text)
+		word, _, _ := strings.Cut(text, " ")
+		ascii, aerr := mailspine.ASCIIDomain(word)
+		ours := aerr == nil && (ascii == "out.sender.example" || ascii == "xn--bcher-kva.example")
+		if !tr.greeted || (err != nil) != ours || tr.looping != ours {
+			t.Errorf("%q: %v, ours: %v", text, err, ours)
+		}
+	})
 }

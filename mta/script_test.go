@@ -22,9 +22,26 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/mailspine/mailspine"
 )
+
+// What is known of smtpclient here.
+const (
+	maxFlight    = 4096 // octets of commands in a flight
+	maxReplyLine = 4096 // octets
+	commitGrace  = 10 * time.Second
+	dotLine      = ".\r\n"
+)
+
+// cut shortens s to at most n octets without cutting a character in two.
+func cut(s string, n int) string {
+	for len(s) > n || !utf8.ValidString(s) {
+		s = s[:min(n, len(s)-1)]
+	}
+	return s
+}
 
 // A script is a server's side of a dialogue, one step a line:
 //
@@ -342,7 +359,8 @@ func (c *ca) server(t testing.TB, names ...string) *tls.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	// Over a net.Pipe, which has no buffer, a ticket that nobody reads yet would stop the server.
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, SessionTicketsDisabled: true}
 }
 
 // indent makes a transcript of wire lines.

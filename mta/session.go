@@ -3,18 +3,19 @@ package mta
 import (
 	"container/list"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
+	"log/slog"
 	"time"
 
 	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/mta/smtpclient"
 )
 
 // A session is one connection, and the transfer that uses it.
 type session struct {
-	c    *client
+	c    *smtpclient.Client
 	host string
 	addr string
 	peer string // host and address, for texts
@@ -23,14 +24,11 @@ type session struct {
 
 	// Of the transfer; nil while the session is kept.
 	t       *transfer
-	release func() bool // ends the watch over ctx; false: ctx is done
-	reused  bool        // it was opened by an earlier transfer
-	heard   bool        // and has accepted MAIL from this one
-	failed  bool        // something went wrong that was no result
-
-	// Of the dialogue.
-	usable bool // it is in step: QUIT makes sense
-	dirty  bool // there is a transaction that RSET has to end before the next MAIL
+	over    func() error // why ctx has ended
+	reused  bool         // it was opened by an earlier transfer
+	heard   bool         // and has accepted MAIL from this one
+	failed  bool         // something went wrong that was no result
+	doubted bool         // somebody may have got the message, or not
 
 	// For further transfers.
 	key      sessionKey
@@ -45,110 +43,123 @@ type session struct {
 // done ends the use of the connection: it is kept for further transfers, or ended, with QUIT if the dialogue is
 // in step.
 func (s *session) done() {
-	if !s.release() {
-		s.c.close()
+	if s.over() != nil {
+		s.c.Close()
 		return
 	}
-	times, r := s.t.times, s.t.r
-	if !s.failed && r.keep(s) {
+	if !s.failed && s.t.r.keep(s) {
 		return
 	}
-	if s.usable {
-		s.c.quit(times.Quit)
-		return
-	}
-	s.c.close()
+	s.c.Quit(context.Background())
 }
 
 // watchWire shows the dialogue to the trace.
 func (s *session) watchWire(ctx context.Context, r *Relay) {
-	s.c.wire = nil
-	if w := r.trace().Wire; w != nil {
-		s.c.wire = func(sent bool, line string) {
-			w(ctx, WireLine{Host: s.host, Addr: s.addr, Sent: sent, Line: line})
-		}
+	w := r.trace().Wire
+	if w == nil {
+		s.c.SetWire(nil)
+		return
 	}
+	s.c.SetWire(func(sent bool, line string) {
+		w(ctx, WireLine{Host: s.host, Addr: s.addr, Sent: sent, Line: line})
+	})
 }
 
 // reply tells the trace of a reply, and checks for the good-bye that may come at
 // any time: 421 ends the session (RFC 5321 section 4.2.1).
 func (s *session) reply(ctx context.Context, command, rcpt string, r reply, err error) (reply, error) {
 	if err != nil {
-		s.usable = false
-		return r, s.broken(ctx, command, err)
+		return r, err
 	}
-	s.t.said = r
-	if f := s.t.r.trace().Reply; f != nil {
-		f(ctx, ReplyInfo{Domain: s.t.domain, Host: s.host, Addr: s.addr, Command: command, Recipient: rcpt, Reply: r.String()})
-	}
-	if r.code == 421 {
-		s.usable = false
-		return r, refusal(s.peer, command, r)
+	s.told(ctx, command, rcpt, r)
+	if r.Code == 421 {
+		return r, s.c.Refusal(command, r)
 	}
 	return r, nil
 }
 
-// broken classifies an error of the connection.
-func (s *session) broken(ctx context.Context, command string, err error) error {
-	var me *mailspine.Error
-	var te *tlsError
-	if cerr := ctx.Err(); cerr != nil {
-		return fmt.Errorf("mta: %s after %s: %w", s.peer, command, errors.Join(cerr, err))
+// told tells the trace of a reply.
+func (s *session) told(ctx context.Context, command, rcpt string, r reply) {
+	s.t.said = r
+	if f := s.t.r.trace().Reply; f != nil {
+		f(ctx, ReplyInfo{Domain: s.t.domainOf(rcpt), Host: s.host, Addr: s.addr, Command: command, Recipient: rcpt, Reply: r.String()})
 	}
-	cause := fmt.Errorf("mta: %s, %s: %w", s.peer, command, err)
-	switch {
-	case errors.As(err, &me):
-		return err
-	case errors.As(err, &te):
-		return mailspine.Errorf(451, "4.7.5", "TLS with %s failed", s.peer).WithCause(cause)
-	case isProtocol(err):
-		return mailspine.Errorf(451, "4.5.0", "%s does not follow the protocol (%s)", s.peer, command).WithCause(cause)
-	case isTimeout(err):
-		return mailspine.Errorf(451, "4.4.2", "%s timed out (%s)", s.peer, command).WithCause(cause)
-	}
-	return mailspine.Errorf(451, "4.4.2", "Lost the connection with %s (%s)", s.peer, command).WithCause(cause)
 }
 
-func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
-}
-
-// open does greeting, EHLO and TLS. clear: TLS was tried and failed, and may be
+// open does greeting, EHLO, TLS and what a Smarthost needs. clear: TLS was tried and failed, and may be
 // done without.
 func (s *session) open(ctx context.Context, clear bool) error {
 	t := s.t
-	r, err := s.c.greeting(t.times.Greeting)
+	if t.fixed != nil && t.fixed.implicit {
+		var verified string
+		err := s.c.Handshake(ctx, t.tlsConfig(s.host, &verified))
+		if s.shaken(ctx, err, verified); err != nil {
+			return err
+		}
+	}
+	r, err := s.c.Greeting(ctx)
 	if r, err = s.reply(ctx, "greeting", "", r, err); err != nil {
 		return err
 	}
-	s.usable = true
-	if r.code != 220 {
-		return s.unexpected("greeting", r)
+	if r.Code != 220 {
+		return s.c.Refusal("greeting", r)
+	}
+	if err := t.greetedBy(r.Lines[0]); err != nil {
+		return err
 	}
 	if err := s.hello(ctx); err != nil {
 		return err
 	}
-	if clear {
-		return nil
+	if !clear {
+		if err := s.secure(ctx); err != nil {
+			return err
+		}
 	}
-	if s.c.has("STARTTLS") {
+	if t.fixed != nil && t.fixed.cred != nil {
+		return s.login(ctx)
+	}
+	return nil
+}
+
+// secure does the TLS that is to be done.
+func (s *session) secure(ctx context.Context) error {
+	t := s.t
+	switch {
+	case s.tls.Version != "": // it began with the connection
+	case s.c.Has("STARTTLS"):
 		if err := s.startTLS(ctx); err != nil {
 			return err
 		}
-	} else if t.tls.rule.Level > TLSOpportunistic {
+	case t.tls.rule.Level > TLSOpportunistic:
 		err := s.noTLS(nil)
 		t.outcome(ctx, s, err)
 		return err
-	} else {
+	default:
 		t.outcome(ctx, s, nil)
 	}
-	if t.env.RequireTLS && !s.c.has("REQUIRETLS") {
+	if t.env.RequireTLS && !s.c.Has("REQUIRETLS") {
 		return mailspine.Errorf(550, "5.7.30", "The message requires REQUIRETLS, which %s does not offer", s.peer)
 	}
 	// In clear although there should be TLS is for this transfer only: the next one tries again.
-	s.reusable = s.tls.Version != "" || !s.c.has("STARTTLS")
+	s.reusable = s.tls.Version != "" || !s.c.Has("STARTTLS")
 	return nil
+}
+
+// login authenticates with a Smarthost's credentials. What is wrong with them is our mistake, and bounces no mail.
+func (s *session) login(ctx context.Context) error {
+	err := s.c.Auth(ctx, s.t.fixed.cred)
+	var ae *smtpclient.AuthError
+	if !errors.As(err, &ae) {
+		return err
+	}
+	if ae.Reply.Code != 0 {
+		s.told(ctx, "AUTH", "", ae.Reply)
+	}
+	s.t.log(ctx, slog.LevelWarn, "mta: authentication failed", s.peer, err)
+	if !mailspine.Status(err).Temporary() {
+		return mailspine.Errorf(451, "4.7.8", "The authentication with %s failed", s.peer).WithCause(err)
+	}
+	return err
 }
 
 // hello says EHLO or HELO.
@@ -157,17 +168,15 @@ func (s *session) hello(ctx context.Context) error {
 	if name == "" {
 		name = s.t.r.Hostname
 	}
-	if name == "" {
-		name = localName(s.c.conn)
-	} else if ascii, err := mailspine.ASCIIDomain(name); err == nil {
+	if ascii, err := mailspine.ASCIIDomain(name); err == nil {
 		name = ascii
 	}
-	r, err := s.c.hello(s.t.times.Hello, name)
+	r, err := s.c.Hello(ctx, name)
 	if r, err = s.reply(ctx, "EHLO", "", r, err); err != nil {
 		return err
 	}
-	if !r.ok() {
-		return s.unexpected("EHLO", r)
+	if !r.OK() {
+		return s.c.Refusal("EHLO", r)
 	}
 	return nil
 }
@@ -176,26 +185,36 @@ func (s *session) hello(ctx context.Context) error {
 func (s *session) startTLS(ctx context.Context) error {
 	t := s.t
 	var verified string
-	r, err := s.c.startTLS(ctx, t.times.Hello, t.times.TLS, t.tlsConfig(s.host, &verified))
-	if err == nil && !r.ok() {
+	r, err := s.c.StartTLS(ctx, t.tlsConfig(s.host, &verified))
+	if err == nil && !r.OK() {
 		// The offer was not meant: opportunistically, the session goes on in clear
 		// (RFC 3207 section 4.1).
 		if r, err = s.reply(ctx, "STARTTLS", "", r, nil); err != nil {
 			return err
 		}
-		if !r.refusal() {
-			return s.unexpected("STARTTLS", r)
+		if !r.Refusal() {
+			return s.c.Refusal("STARTTLS", r)
 		}
 		if t.tls.rule.Level > TLSOpportunistic {
-			err := s.noTLS(refusal(s.peer, "STARTTLS", r))
+			err := s.noTLS(s.c.Refusal("STARTTLS", r))
 			t.outcome(ctx, s, err)
 			return err
 		}
 		t.outcome(ctx, s, nil)
 		return nil
 	}
+	s.shaken(ctx, err, verified)
+	if _, err = s.reply(ctx, "STARTTLS", "", r, err); err != nil {
+		return err
+	}
+	return s.hello(ctx)
+}
+
+// shaken tells who wants to know how a handshake came out, if err is about one.
+func (s *session) shaken(ctx context.Context, err error, verified string) {
+	t := s.t
 	if err == nil {
-		s.tls = tlsInfo(s.c.tlsState(), verified)
+		s.tls = tlsInfo(s.tlsState(), verified)
 		t.last.TLS = s.tls
 	}
 	var te *tlsError
@@ -203,12 +222,8 @@ func (s *session) startTLS(ctx context.Context) error {
 		t.outcome(ctx, s, err)
 	}
 	if f := t.r.trace().TLS; f != nil && (err == nil || errors.As(err, &te)) {
-		f(ctx, TLSDoneInfo{Domain: t.domain, Host: s.host, Level: t.tls.rule.Level, TLS: s.tls, Err: err})
+		f(ctx, TLSDoneInfo{Domain: t.domain, Host: s.host, Level: t.tls.rule.Level, Policy: string(t.tls.from), TLS: s.tls, Resumed: s.tlsState().DidResume, Err: err})
 	}
-	if _, err = s.reply(ctx, "STARTTLS", "", r, err); err != nil {
-		return err
-	}
-	return s.hello(ctx)
 }
 
 // noTLS is for a server without TLS where a rule demands it.
@@ -216,30 +231,16 @@ func (s *session) noTLS(cause error) error {
 	if s.t.env.RequireTLS {
 		return mailspine.Errorf(550, "5.7.10", "The message requires TLS, which %s does not offer", s.peer).WithCause(cause)
 	}
-	return mailspine.Errorf(451, "4.7.4", "The policy for %s demands TLS, which %s does not offer", s.t.domain, s.peer).WithCause(cause)
-}
-
-// unexpected is for a reply that is neither the one hoped for nor 421: a refusal,
-// or nonsense such as a 250 in place of a 354.
-func (s *session) unexpected(command string, r reply) error {
-	if r.refusal() {
-		return refusal(s.peer, command, r)
-	}
-	s.usable = false
-	return mailspine.Errorf(451, "4.5.0", "%s does not follow the protocol (%s)", s.peer, command).
-		WithCause(fmt.Errorf("mta: %s answered %s with %d", s.peer, command, r.code))
+	return mailspine.Errorf(451, "4.7.4", "The policy for %s demands TLS, which %s does not offer", s.t.whom(), s.peer).WithCause(cause)
 }
 
 // deliver sends the message to the recipients, in as many transactions as it
 // takes. It returns those that have no result, and why.
 func (s *session) deliver(ctx context.Context, pending []int) ([]int, error) {
-	pending, err := s.fit(pending)
-	if err != nil {
-		return nil, nil // all have their result
-	}
 	// Each transaction settles at least one recipient, or ends the loop.
 	for len(pending) > 0 {
 		n := len(pending)
+		var err error
 		if pending, err = s.transact(ctx, pending); err == nil && len(pending) == n {
 			err = errors.New("mta: a transaction without a result")
 		}
@@ -251,81 +252,80 @@ func (s *session) deliver(ctx context.Context, pending []int) ([]int, error) {
 	return nil, nil
 }
 
-// stale reports whether an error of deliver is no more than the end of a connection that was kept: the server
-// hung up, or wants no more on it, before it accepted MAIL. A new connection is then made, whose answer counts. Nothing
-// was sent twice, since no message can be taken before MAIL.
-func (s *session) stale(err error) bool { return err != nil && s.reused && !s.heard }
-
-// fit settles what this server's extensions make impossible, for good: another
-// host of the domain is expected to be no different.
-func (s *session) fit(pending []int) ([]int, error) {
+// transact does one transaction for some of pending. It returns the
+// recipients that have no result. With an error, the session has ended.
+func (s *session) transact(ctx context.Context, pending []int) (rest []int, err error) {
 	t := s.t
-	all := func(err *mailspine.Error) ([]int, error) {
-		t.settle(pending, err)
+	most := t.r.MaxRecipients
+	if most <= 0 {
+		most = 100
+	}
+	res, err := s.c.Send(ctx, &smtpclient.Transaction{
+		Env: t.env, Rcpts: pending, Msg: t.facts.msg, Max: most, Commit: t.attempt.BeforeCommit,
+		Replied: func(command string, i int, r reply) {
+			rcpt := ""
+			if i >= 0 && t.r.trace().Reply != nil {
+				rcpt = t.env.Recipients[i].Address.String()
+			}
+			s.told(ctx, command, rcpt, r)
+		},
+	})
+	s.used = s.c.Transactions()
+	s.heard = s.heard || res.Mail.OK() && res.Mail.Code != 221 // which is good-bye
+	stale := s.reused && !s.heard
+	var doubt *smtpclient.InDoubtError
+	silent := errors.As(err, &doubt) && doubt.Silent
+	rec := s.receipt()
+	dsn := s.c.Has("DSN")
+	for i := range res.Outcomes {
+		o := &res.Outcomes[i]
+		if o.Heard && t.told != nil {
+			t.told[o.Rcpt] = struct{}{} // what may have been heard counts
+		}
+		switch {
+		case o.State == smtpclient.Open, o.State == smtpclient.InDoubt && stale && silent:
+			rest = append(rest, o.Rcpt)
+			continue
+		case o.Command == "MAIL" && (stale || o.Reply.Code/100 == 4):
+			// A server that takes nothing from anybody now: another may. Or one that has enough of this connection.
+			rest, err = append(rest, o.Rcpt), o.Err
+			continue
+		case o.State == smtpclient.InDoubt:
+			s.doubted = true
+		}
+		t.errs[o.Rcpt] = o.Err
+		if o.Reply.Code != 0 {
+			if i == 0 || o.Reply.Code != res.Outcomes[i-1].Reply.Code || &o.Reply.Lines[0] != &res.Outcomes[i-1].Reply.Lines[0] {
+				rec.Reply = o.Reply.String() // once for all recipients that it settles
+			}
+			rec.DSNRelayed = o.Err == nil && dsn
+			t.attempt.Record(o.Rcpt, rec)
+		}
+	}
+	var local *smtpclient.MessageError
+	if errors.As(err, &local) {
+		// Not the server's fault, and another one would not help.
+		err = fmt.Errorf("mta: %w", err)
+		t.settle(rest, err)
 		return nil, err
 	}
-	if v, ok := s.c.ext["SIZE"]; ok {
-		// RFC 1870 section 4: no number, or 0, is no limit.
-		if limit, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64); err == nil && limit > 0 && t.msg.Size() > limit {
-			return all(mailspine.Errorf(552, "5.3.4", "The message has %d octets, and %s takes at most %d", t.msg.Size(), s.peer, limit))
-		}
-	}
-	if t.facts.eightBit && !s.c.has("8BITMIME") {
-		return all(mailspine.Errorf(554, "5.6.3", "The message has 8-bit data, and %s does not offer 8BITMIME", s.peer))
-	}
-	if !s.c.has("SMTPUTF8") {
-		if t.env.UTF8 {
-			return all(mailspine.Errorf(550, "5.6.7", "The message needs SMTPUTF8, which %s does not offer", s.peer))
-		}
-		if !isASCII(t.env.From.Local) {
-			return all(mailspine.Errorf(553, "5.6.7", "The sender's address needs SMTPUTF8, which %s does not offer", s.peer))
-		}
-		var rest []int
-		for _, i := range pending {
-			if isASCII(t.env.Recipients[i].Address.Local) {
-				rest = append(rest, i)
-				continue
-			}
-			t.errs[i] = mailspine.Errorf(553, "5.6.7", "The recipient's address needs SMTPUTF8, which %s does not offer", s.peer)
-		}
-		pending = rest
-	}
-	if by := t.env.DeliverBy; !by.Time.IsZero() && by.Return {
-		// RFC 2852 section 4.1.4: with mode R a message is not relayed when its time is over, nor
-		// to a server that would not watch it.
-		if !by.Time.After(time.Now()) {
-			return all(mailspine.Errorf(554, "5.4.7", "The time for delivery is over"))
-		}
-		if !s.c.has("DELIVERBY") {
-			return all(mailspine.Errorf(550, "5.3.3", "The message needs DELIVERBY, which %s does not offer", s.peer))
-		}
-	}
-	return pending, nil
+	return rest, err
 }
 
-func isASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
+// tlsState describes the TLS of the connection; zero: none.
+func (s *session) tlsState() tls.ConnectionState {
+	state, _ := s.c.TLS()
+	return state
 }
 
-// rewatch makes the end of ctx drop the connection, until release.
-func (s *session) rewatch(ctx context.Context) {
-	s.release = context.AfterFunc(ctx, s.c.abort)
-}
+// stale reports whether an error of deliver is no more than the end of a connection that was kept: the server
+// hung up, or wants no more on it, before it accepted MAIL. A new connection is then made, whose answer counts. Nothing
+// was sent twice: no message can be taken without MAIL, and one that was sent along counts as not taken only if the server ended
+// the connection without a sound (see smtpclient.Client.Send).
+func (s *session) stale(err error) bool { return err != nil && s.reused && !s.heard && !s.doubted }
 
-// settle records what the server said to some recipients, and their result.
-func (s *session) settle(index []int, r reply, err error) {
-	rec := s.receipt()
-	rec.Reply, rec.DSNRelayed = r.String(), err == nil && s.c.has("DSN")
-	for _, i := range index {
-		s.t.errs[i] = err
-		s.t.attempt.Record(i, rec)
-	}
-}
+// rewatch makes ctx the one that counts.
+func (s *session) rewatch(ctx context.Context) { s.over = ctx.Err }
 
 // receipt is what is known without a reply.
 func (s *session) receipt() mailspine.Receipt {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mailspine/mailspine"
+	"github.com/mailspine/mailspine/mta/smtpclient"
 	"github.com/mailspine/mailspine/queue"
 )
 
@@ -33,8 +34,11 @@ import (
 // none. If it is one of the Relay's own names, mail loops, and is refused (554
 // 5.4.6).
 //
-// A Smarthost does not authenticate itself, and uses TLS by STARTTLS only: the host has to take mail
-// from our address on a port that begins in the clear. It is the queue.Router of its recipients: all of a message
+// With Credentials it authenticates itself on each connection (RFC 4954), under TLS with a certificate that is valid for the host,
+// whatever the policy says, unless Unverified is set. A failure of that defers mail (451 4.7.8), and is logged as a warning: it is a
+// mistake of the configuration. Connections are not shared with another Smarthost that has Credentials.
+//
+// It is the queue.Router of its recipients: all of a message
 // share one route. It is no RecipientChecker, so a Mux takes nothing for it from strangers.
 //
 // A Smarthost is safe for concurrent use; its fields must not change, and it must not be copied, after first use.
@@ -49,6 +53,19 @@ type Smarthost struct {
 	// temporary error. See Validate.
 	Address string
 
+	// Credentials are what it logs in with: on each new connection, with the strongest mechanism that host and Credentials have in
+	// common. Zero: it does not.
+	Credentials smtpclient.Credentials
+	// Unverified sends the Credentials also under TLS with any certificate, as far as TLSPolicy allows it; without TLS only
+	// what Credentials.AllowClear allows.
+	Unverified bool
+	// ImplicitTLS begins the connection with TLS, as on port 465 (RFC 8314). false: STARTTLS, where it is offered and as TLSPolicy
+	// demands.
+	ImplicitTLS bool
+	// LMTP speaks LMTP (RFC 2033), to a host that delivers for good: each recipient has a result of its own after the
+	// message. Not on port 25.
+	LMTP bool
+
 	zero Relay // in place of a nil Relay
 }
 
@@ -61,6 +78,22 @@ var (
 type endpoint struct {
 	name string // as in host
 	port uint16
+	manner
+}
+
+// A manner is how a Smarthost is spoken to.
+type manner struct {
+	implicit, lmtp bool
+	cred           *smtpclient.Credentials // nil: none
+	unverified     bool
+}
+
+func (s *Smarthost) manner() manner {
+	m := manner{implicit: s.ImplicitTLS, lmtp: s.LMTP}
+	if !s.Credentials.IsZero() {
+		m.cred, m.unverified = &s.Credentials, s.Unverified
+	}
+	return m
 }
 
 func (s *Smarthost) endpoint() (*endpoint, error) {
@@ -75,6 +108,9 @@ func (s *Smarthost) endpoint() (*endpoint, error) {
 	if err != nil || port == 0 {
 		return bad(errors.New("the port is not a number from 1 to 65535"))
 	}
+	if s.LMTP && port == 25 {
+		return bad(errors.New("LMTP on port 25 (RFC 2033 section 5)"))
+	}
 	if ip, err := netip.ParseAddr(name); err == nil {
 		if ip = ip.Unmap(); ip.Zone() != "" {
 			return bad(errors.New("an address with a zone"))
@@ -82,7 +118,7 @@ func (s *Smarthost) endpoint() (*endpoint, error) {
 		if name = "[" + ip.String() + "]"; ip.Is6() {
 			name = "[IPv6:" + ip.String() + "]"
 		}
-		return &endpoint{name, uint16(port)}, nil
+		return &endpoint{name, uint16(port), s.manner()}, nil
 	}
 	ascii, err := mailspine.ASCIIDomain(strings.TrimSuffix(name, "."))
 	if err == nil {
@@ -94,7 +130,7 @@ func (s *Smarthost) endpoint() (*endpoint, error) {
 	if err != nil {
 		return bad(err)
 	}
-	return &endpoint{ascii, uint16(port)}, nil
+	return &endpoint{ascii, uint16(port), s.manner()}, nil
 }
 
 // hosts is what transfer.hosts is for a domain.
@@ -104,6 +140,12 @@ func (e *endpoint) hosts(t *transfer) ([]host, error) {
 	}
 	if !t.rule.allows(e.name) {
 		return nil, mailspine.Errorf(451, "4.7.5", "The host %s is not allowed by its TLS policy", e.name)
+	}
+	if e.implicit {
+		t.rule.Level = max(t.rule.Level, TLSEncrypt)
+	}
+	if e.cred != nil && !e.unverified {
+		t.rule.Level = max(t.rule.Level, TLSVerify)
 	}
 	return []host{{name: e.name}}, nil
 }

@@ -2,14 +2,9 @@ package mta
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"strings"
-	"time"
-
-	"github.com/mailspine/mailspine"
 )
 
 // A TLSLevel says how much TLS a transfer must have.
@@ -52,11 +47,16 @@ type TLSRule struct {
 	// that TLSVerify verifies.
 	Hosts []string
 	// Names lists names for one of which the certificate must be valid. nil: the
-	// name of the host that was connected to. It matters for TLSVerify only.
+	// name of the host that was connected to. It matters for TLSVerify only. Where DANE is in force it verifies the
+	// certificate; Names and Roots are verified in addition if one of them is set.
 	Names []string
 	// Roots are the authorities that certificates are verified against. nil: those of
 	// Relay.TLSConfig, or else of the system.
 	Roots *x509.CertPool
+	// Override puts the rule in the place of what the domain publishes itself, DANE and MTA-STS, which is then not even
+	// looked up, nor reported on: the operator's way around a receiver's mistake. A message with RequireTLS needs a verified certificate
+	// all the same. Without it both hold, and the stricter one decides.
+	Override bool
 }
 
 // A TLSPolicy decides which rule holds for a recipient domain. It is asked
@@ -115,88 +115,4 @@ func (r TLSRule) allows(host string) bool {
 		}
 	}
 	return false
-}
-
-// tlsConfig returns the configuration for one connection. verified gets the name
-// that the certificate was found valid for, before the handshake returns.
-func (t *transfer) tlsConfig(host string, verified *string) *tls.Config {
-	var c *tls.Config
-	if base := t.r.TLSConfig; base != nil {
-		c = base.Clone()
-	} else {
-		c = &tls.Config{}
-	}
-	if c.MinVersion == 0 {
-		c.MinVersion = tls.VersionTLS12 // RFC 8996
-	}
-	// A message goes in records of 16 KiB from the first octet on: nobody looks at its beginning before its end is there.
-	c.DynamicRecordSizingDisabled = true
-	c.ServerName = host
-	if ip, ok := (mailspine.Address{Domain: host}).Literal(); ok {
-		c.ServerName, host = "", ip.String() // RFC 6066 section 3: SNI has no addresses
-	}
-	names := t.tls.rule.Names
-	if names == nil {
-		names = []string{host}
-	}
-	roots := t.tls.rule.Roots
-	if roots == nil {
-		roots = c.RootCAs
-	}
-	now := time.Now
-	if c.Time != nil {
-		now = c.Time
-	}
-	must := t.tls.rule.Level >= TLSVerify
-	next := c.VerifyConnection
-	// crypto/tls verifies for ServerName only, and not at all opportunistically
-	// without failing; so the verification is done here. VerifyConnection is
-	// called for resumed connections too.
-	c.InsecureSkipVerify = true
-	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		name, err := verifyPeer(cs, names, roots, now())
-		if err != nil && must {
-			return err
-		}
-		*verified = name
-		if next != nil {
-			return next(cs)
-		}
-		return nil
-	}
-	return c
-}
-
-// verifyPeer returns the first of names that the peer's certificate is valid for.
-func verifyPeer(cs tls.ConnectionState, names []string, roots *x509.CertPool, now time.Time) (string, error) {
-	if len(cs.PeerCertificates) == 0 {
-		return "", errors.New("no certificate")
-	}
-	opts := x509.VerifyOptions{Roots: roots, CurrentTime: now, Intermediates: x509.NewCertPool()}
-	for _, c := range cs.PeerCertificates[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	leaf := cs.PeerCertificates[0]
-	if _, err := leaf.Verify(opts); err != nil {
-		return "", err
-	}
-	var err error
-	for _, n := range names {
-		if err = leaf.VerifyHostname(n); err == nil {
-			return n, nil
-		}
-	}
-	if err == nil {
-		err = errors.New("the rule has no names")
-	}
-	return "", err
-}
-
-func tlsInfo(cs tls.ConnectionState, verified string) mailspine.TLSInfo {
-	return mailspine.TLSInfo{
-		Version:  tls.VersionName(cs.Version),
-		Cipher:   tls.CipherSuiteName(cs.CipherSuite),
-		Peer:     verified,
-		ServerID: cs.ServerName,
-	}
 }

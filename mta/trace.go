@@ -10,14 +10,15 @@ import (
 // A RelayTrace is a set of hooks into the steps of a [Relay]. Any of them may be
 // nil. They are called on the path of the delivery, in the order of events, with the
 // context of Deliver: they return soon. A delivery calls one at a time; several
-// deliveries call at the same time. Infos may get more fields.
+// deliveries call at the same time. Infos may get more fields. Where domains of one site are served together, Resolved and Granted are called for
+// each of them, the Domain of a reply to RCPT is the recipient's, and that of the other hooks is the first one.
 type RelayTrace struct {
 	// Resolved is called when the mail exchangers of a domain are known, or not.
 	Resolved func(ctx context.Context, info ResolvedInfo)
 	// Granted is called for each part that an Egress made of a domain's recipients.
 	Granted func(ctx context.Context, info GrantedInfo)
 	// Dialed is called after each attempt to connect, also for an address that
-	// was forbidden.
+	// was forbidden. Of two that were under way at once (see Relay.FallbackDelay) the one that is used comes last.
 	Dialed func(ctx context.Context, info DialedInfo)
 	// Reused is called in place of Dialed, TLS and the replies to them, when a connection is used again.
 	Reused func(ctx context.Context, info ReusedInfo)
@@ -35,7 +36,8 @@ type RelayTrace struct {
 // ResolvedInfo tells which hosts take mail for a domain.
 type ResolvedInfo struct {
 	Domain string
-	Hosts  []string // in the order in which they will be tried
+	Site   string   // what the hosts are called together, also to Relay.Route; "": not known
+	Hosts  []string // in the order in which they will be tried; of one preference, those with a kept connection go first all the same
 	Err    error
 }
 
@@ -74,8 +76,12 @@ type TLSDoneInfo struct {
 	Domain string
 	Host   string
 	Level  TLSLevel
+	// Policy is what the level comes from: "requiretls", "dane", "mta-sts", "local" (Relay.TLSPolicy) or "opportunistic".
+	Policy string
 	TLS    mailspine.TLSInfo // zero if it failed
-	Err    error
+	// Resumed: it resumed the session of an earlier connection, which takes one certificate and half of the work.
+	Resumed bool
+	Err     error
 }
 
 // ReplyInfo tells what a server answered.

@@ -11,6 +11,9 @@
 //	conn, err := g.DialContext(ctx, "tcp", "192.168.0.1:25")
 //	errors.Is(err, dial.ErrForbidden) // true
 //
+// [Guard.HTTPClient] is an http.Client that fetches from such hosts: https only, bounded, without
+// redirects unless asked for, proxies, cookies and decompression.
+//
 // Tests and demonstrations that live on loopback say so:
 //
 //	g := &dial.Guard{AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
