@@ -70,7 +70,7 @@ func newRelay(o *options, log *slog.Logger) (*relay, error) {
 	}
 	r.queue = &queue.Queue{
 		Store: r.store, Next: mux, Router: mux, Hostname: o.hostname, Logger: log,
-		Concurrency: o.sessions, PerRoute: o.perRoute(), Grace: grace,
+		Concurrency: o.sessions, PerRoute: o.perRoute(), Gate: r.out, Grace: grace,
 	}
 	var next mailspine.Deliverer = r.queue
 	if o.keys != nil {
@@ -89,7 +89,12 @@ func newRelay(o *options, log *slog.Logger) (*relay, error) {
 // routes is the way of each recipient, and who may use it.
 func (r *relay) routes() (*mta.Mux, error) {
 	// One for all, and with room for the connections to some hundreds of hosts to be used again.
-	r.out = &mta.Relay{Resolver: &dns.System{}, Hostname: r.o.hostname, MaxIdle: max(512, r.o.sessions), Logger: r.log}
+	// The hosts are the operator's own, so that -sessions is what they are said to take; a host that turns connections away gets fewer.
+	n := r.o.perRoute()
+	r.out = &mta.Relay{
+		Resolver: &dns.System{}, Hostname: r.o.hostname, MaxIdle: max(512, r.o.sessions), Logger: r.log,
+		Limits: mta.SiteLimits{Initial: n, Max: n},
+	}
 	to := func(address string) (mailspine.Deliverer, error) {
 		host := &mta.Smarthost{Address: address, Relay: r.out}
 		return mta.Checked{To: host, Recipients: r}, host.Validate()
