@@ -43,6 +43,7 @@
 //	-smtp -> mta.Receiver with auth.Checker -> queue.Queue
 //	queue.Queue ==> mta.Mux -> mda.Agent -> mailboxes -> -imap(s), -pop3(s)
 //	                        -> fbl.Intake, for complaints to fbl@DOMAIN
+//	                        -> tlsrpt.Intake, for reports to tls-reports@DOMAIN
 //	                        -> mta.Smarthost for -route and -relay, or mta.Relay to the world
 //
 // What is answered with 250 is on the disk. A mail of a user gets a Date and a Message-ID if it has none, a token, and a
@@ -54,6 +55,11 @@
 // the message's token) stops all further mail of that user to that reader; it is refused with 550 5.1.0. Every other mail to
 // that address is put into the mailbox Feedback of the first user, and changes nothing. An address that does not
 // exist gets no mail of the user who tried for a week.
+//
+// On the way to the world what other domains say about TLS is obeyed: MTA-STS (RFC 8461), whose policies are kept over a restart, and
+// with -trust-dns DANE (RFC 7672). Mail that would go to a wrong certificate waits. With -tls-reports it is counted how the connections came
+// out, and reported once a day to the domains that ask for it (RFC 8460). What others report to tls-reports@DOMAIN is a line in the log;
+// what is no report there, or not signed by its sender, is in the mailbox Feedback.
 //
 // What is in the queue, and what happens to it, is in the operator's hand, as the same user or root:
 //
@@ -77,7 +83,8 @@
 //
 // The way out: -route domain=host:port sends a domain's mail to a host, -relay host:port all other mail; without it,
 // mail goes to the MX of its domain, over TLS where that is offered. An MX that leads to a private address is not followed
-// unless -allow-private lists it; -route and -relay may lead anywhere. -dns is the name server to ask. -source
+// unless -allow-private lists it; -route and -relay may lead anywhere. -dns is the name server to ask; -trust-dns believes what it
+// says about DNSSEC, which is for one that validates, such as unbound, on the same host. -tls-reports sends reports. -source
 // names addresses to send from in turn, not for routes; with -warm-up they begin with 50 copies a day each, and
 // what is over waits until the next day.
 //
@@ -89,9 +96,9 @@
 //
 //	cert.pem key.pem   the self-signed certificate, for the host name, localhost, 127.0.0.1 and ::1, for 825 days
 //	dkim.pem           the DKIM key (selector "mailspine")
-//	dns.txt            what to publish, as lines of a zone file: MX, SPF, DKIM, DMARC
+//	dns.txt            what to publish, as lines of a zone file: MX, SPF, DKIM, DMARC, TLS reports, DANE
 //	feedback.key       the secrets of the tokens, one a line, the newest first
-//	queue mail suppressed scopes egress   the stores of the packages, each with its own page
+//	queue mail suppressed scopes egress mtasts tlsrpt   the stores of the packages, each with its own page
 //
 // All of it is made with mode 0700 and 0600, once, and never replaced but for dns.txt. One server can use a directory at
 // a time. Its loss is the loss of the mail; back it up while the server is stopped.
@@ -102,11 +109,11 @@
 //
 //	./mailserver -dir /var/lib/mailserver -domain example.org -hostname mail.example.org -user ann:@ann.password \
 //		-smtp :25 -submissions :465 -submission :587 -imaps :993 -imap "" -pop3s :995 -pop3 "" \
-//		-cert fullchain.pem -key privkey.pem
+//		-cert fullchain.pem -key privkey.pem -dns 127.0.0.1 -trust-dns -tls-reports
 //
 // # Not there
 //
 // Several domains, aliases, users in a file or database, changing anything without a restart (certificates too), SCRAM,
-// spam filters, limits per user, Sieve, a way to look into the queue or to take an address off the list of the suppressed,
-// AUTH at the relay, MTA-STS and DANE, and all that its packages list.
+// spam filters, limits per user, Sieve, a way to take an address off the list of the suppressed,
+// AUTH at the relay, an MTA-STS policy of its own (its file needs a web server: mailtool setup prints it), and all that its packages list.
 package main

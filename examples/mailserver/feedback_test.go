@@ -38,7 +38,7 @@ func publish(t *testing.T, ns *dnstest.Server, dir string) {
 		}
 		n++
 	}
-	if err := z.Err(); err != nil || n != 4 {
+	if err := z.Err(); err != nil || n != 5 {
 		t.Fatalf("dns.txt: %d records, %v", n, err)
 	}
 	for name, recs := range zone {

@@ -21,6 +21,8 @@ type options struct {
 	listen                map[string]string // by the names of services; not there: off
 	cert, key             string            // files; "": self-signed
 	dns                   string            // IP and port; "": the system's
+	trustDNS              bool              // what dns says about DNSSEC is believed
+	tlsReports            bool              // to whoever asks for them
 	routes                map[string]string // host:port by domain
 	relay                 string            // host:port; "": to the mail exchangers
 	sources               []netip.Addr
@@ -75,6 +77,8 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&o.cert, "cert", "", "`file` with the certificate chain, PEM (default: a self-signed one, made once)")
 	fs.StringVar(&o.key, "key", "", "`file` with its private key, PEM")
 	fs.StringVar(&o.dns, "dns", "", "`address` of the name server to ask (default: the system's)")
+	fs.BoolVar(&o.trustDNS, "trust-dns", false, "the server of -dns validates with DNSSEC and the way to it is safe, such as 127.0.0.1: DANE counts")
+	fs.BoolVar(&o.tlsReports, "tls-reports", false, "count how the TLS of our connections came out, and tell the domains that ask for it, once a day")
 	fs.Var(&routes, "route", "`domain=host:port` for the mail of a domain, instead of its MX; repeatable")
 	fs.StringVar(&o.relay, "relay", "", "`host:port` that takes all other mail, instead of the MX of its domain")
 	fs.Var(&sources, "source", "local `address` to send from; repeatable: they take turns (default: the system's choice)")
@@ -134,6 +138,9 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 		} else if _, err := netip.ParseAddrPort(o.dns); err != nil {
 			return nil, fmt.Errorf("-dns: %q is no IP address with or without a port", o.dns)
 		}
+	}
+	if o.trustDNS && o.dns == "" {
+		return nil, errors.New("-trust-dns: needs -dns, the server that is believed")
 	}
 	for _, r := range routes {
 		domain, target, ok := strings.Cut(r, "=")

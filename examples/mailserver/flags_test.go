@@ -52,6 +52,8 @@ func TestBadFlags(t *testing.T) {
 		{"cert without key", append(ann, "-cert", file("c.pem", "")), "-cert and -key"},
 		{"cert that is none", append(ann, "-cert", file("c.pem", "x"), "-key", file("k.pem", "x")), "-cert, -key"},
 		{"dns", append(ann, "-dns", "ns.example.test"), "-dns"},
+		{"trust in nobody", append(ann, "-trust-dns"), "-trust-dns: needs -dns"},
+		{"user tls-reports", append(ann, "-user", "tls-reports:hunter2"), "-user: tls-reports is the address for TLS reports"},
 		{"route without target", append(ann, "-route", "example.org"), "-route"},
 		{"route without port", append(ann, "-route", "example.org=mx.example.org"), "-route"},
 		{"route without domain", append(ann, "-route", "=127.0.0.1:25"), "-route"},

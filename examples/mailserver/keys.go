@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -9,7 +10,9 @@ import (
 	"strings"
 
 	"github.com/mailspine/mailspine/auth"
+	"github.com/mailspine/mailspine/auth/dane"
 	"github.com/mailspine/mailspine/auth/dkim"
+	"github.com/mailspine/mailspine/auth/tlsrpt"
 	"github.com/mailspine/mailspine/fbl"
 )
 
@@ -17,8 +20,8 @@ import (
 const selector = "mailspine"
 
 // newSigningKeys has the domain's DKIM key, made once, and writes down what has to be
-// published for it.
-func newSigningKeys(o *options) (auth.KeyMap, error) {
+// published for it, and for the server's certificate.
+func newSigningKeys(o *options, cert *x509.Certificate) (auth.KeyMap, error) {
 	text, err := once(filepath.Join(o.dir, "dkim.pem"), func() ([]byte, error) {
 		key, err := dkim.GenerateRSA(2048)
 		if err != nil {
@@ -38,11 +41,11 @@ func newSigningKeys(o *options) (auth.KeyMap, error) {
 	if err := k.Validate(); err != nil {
 		return nil, fmt.Errorf("DKIM key: %w", err)
 	}
-	return auth.KeyMap{o.domain: {k}}, write(filepath.Join(o.dir, "dns.txt"), records(o, &k))
+	return auth.KeyMap{o.domain: {k}}, write(filepath.Join(o.dir, "dns.txt"), records(o, &k, cert))
 }
 
 // records are the lines of a zone file without which the domain's mail is not believed.
-func records(o *options, k *dkim.SigningKey) []byte {
+func records(o *options, k *dkim.SigningKey, cert *x509.Certificate) []byte {
 	spf := "v=spf1 mx"
 	for _, ip := range o.sources {
 		if !ip.IsLoopback() && !ip.IsPrivate() {
@@ -55,7 +58,10 @@ func records(o *options, k *dkim.SigningKey) []byte {
 		"; mailtool setup -check -hostname " + o.hostname + " -selector " + k.Selector + " -dkim-key dkim.pem " + o.domain + "\n")
 	fmt.Fprintf(&b, "%s.\tIN\tMX\t10 %s.\n", o.domain, o.hostname)
 	dmarc := "v=DMARC1; p=none; rua=mailto:postmaster@" + o.domain
-	for _, r := range [][2]string{{o.domain, spf + " -all"}, {k.Name(), k.Record().String()}, {"_dmarc." + o.domain, dmarc}} {
+	tls := tlsrpt.Record{Destinations: []tlsrpt.Destination{{URI: "mailto:" + o.reports().String()}}}.String()
+	for _, r := range [][2]string{
+		{o.domain, spf + " -all"}, {k.Name(), k.Record().String()}, {"_dmarc." + o.domain, dmarc}, {tlsrpt.RecordName(o.domain), tls},
+	} {
 		fmt.Fprintf(&b, "%s.\tIN\tTXT", r[0])
 		for text := r[1]; text != ""; {
 			n := min(len(text), 255) // a string of a TXT record has at most 255 octets; ours have no quotes
@@ -64,6 +70,10 @@ func records(o *options, k *dkim.SigningKey) []byte {
 		}
 		b.WriteString("\n")
 	}
+	// A record of a key that is not in use any more keeps mail away: this one is nothing to forget about.
+	b.WriteString("; In a zone that is signed (DNSSEC) this lets others verify our certificate, whoever issued it. Publish the record of the next key\n" +
+		"; before it is used (mailtool setup -tls-next-cert), and take this one back after it:\n" +
+		"; " + dane.Format(o.hostname, 25, dane.Record(cert, dane.UsageEE, dane.SelectorSPKI, dane.MatchSHA256)) + "\n")
 	return []byte(b.String())
 }
 

@@ -4,56 +4,55 @@ import (
 	"context"
 
 	"github.com/mailspine/mailspine"
-	"github.com/mailspine/mailspine/fbl"
-	"github.com/mailspine/mailspine/mda"
 )
 
-// A local takes the mail for our own domain: complaints for their intake, all else for the
-// mailboxes.
-type local struct {
-	feedback mailspine.Address
-	intake   *fbl.Intake
-	agent    *mda.Agent
+// An inside is a place for mail to our own domain.
+type inside interface {
+	mailspine.Deliverer
+	mailspine.RecipientChecker
 }
 
-func (l *local) isFeedback(r mailspine.Recipient) bool {
-	return mailspine.Address{Local: lower(r.Address.Local), Domain: lower(r.Address.Domain)} == l.feedback
+// A local takes the mail for our own domain: what some addresses get goes to programs, all else
+// to the mailboxes.
+type local struct {
+	programs  map[mailspine.Address]inside // in lower case
+	mailboxes inside
+}
+
+// place is who takes a recipient.
+func (l *local) place(r mailspine.Recipient) inside {
+	if p, ok := l.programs[mailspine.Address{Local: lower(r.Address.Local), Domain: lower(r.Address.Domain)}]; ok {
+		return p
+	}
+	return l.mailboxes
 }
 
 // CheckRecipient asks who takes the recipient.
 func (l *local) CheckRecipient(ctx context.Context, env *mailspine.Envelope, rcpt mailspine.Recipient) error {
-	if l.isFeedback(rcpt) {
-		return l.intake.CheckRecipient(ctx, env, rcpt)
-	}
-	return l.agent.CheckRecipient(ctx, env, rcpt)
+	return l.place(rcpt).CheckRecipient(ctx, env, rcpt)
 }
 
 // Deliver divides the recipients.
 func (l *local) Deliver(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content) error {
-	var complaints, letters []int
+	var places []inside // in the order of their first recipients
+	index := map[inside][]int{}
 	for i, r := range env.Recipients {
-		if l.isFeedback(r) {
-			complaints = append(complaints, i)
-		} else {
-			letters = append(letters, i)
+		p := l.place(r)
+		if index[p] == nil {
+			places = append(places, p)
 		}
+		index[p] = append(index[p], i)
 	}
 	errs := make(mailspine.RecipientErrors, len(env.Recipients))
-	for _, part := range []struct {
-		to    mailspine.Deliverer
-		index []int
-	}{{l.agent, letters}, {l.intake, complaints}} {
-		if len(part.index) == 0 {
-			continue
-		}
-		sub, ctx := env, ctx
-		if len(part.index) < len(env.Recipients) {
-			sub = env.Subset(part.index)
+	for _, p := range places {
+		part, sub, ctx := index[p], env, ctx
+		if len(part) < len(env.Recipients) {
+			sub = env.Subset(part)
 			sub.ID = sub.PartID()
-			ctx = mailspine.WithSubset(ctx, part.index)
+			ctx = mailspine.WithSubset(ctx, part)
 		}
-		err := part.to.Deliver(ctx, sub, msg)
-		for j, i := range part.index {
+		err := p.Deliver(ctx, sub, msg)
+		for j, i := range part {
 			errs[i] = mailspine.ErrorAt(err, j)
 		}
 	}

@@ -45,6 +45,7 @@ type server struct {
 	log   *slog.Logger
 	doors []*door
 	queue *queue.Queue
+	tls   *transport
 
 	// For mailtool queue: -dir has the spool in queue/, and there the socket.
 	control *control.Server
@@ -133,7 +134,7 @@ func (s *server) assemble() error {
 	if err != nil {
 		return err
 	}
-	keys, err := newSigningKeys(o)
+	keys, err := newSigningKeys(o, tlsConfig.Certificates[0].Leaf)
 	if err != nil {
 		return err
 	}
@@ -154,7 +155,10 @@ func (s *server) assemble() error {
 		return err
 	}
 	resolver := newResolver(o, log)
-	mux, err := s.newMux(inside, resolver)
+	if s.tls, err = s.newTransport(resolver); err != nil {
+		return err
+	}
+	mux, relay, err := s.newMux(inside, resolver)
 	if err != nil {
 		return err
 	}
@@ -162,9 +166,12 @@ func (s *server) assemble() error {
 	// Both ways in end in the queue, and what leaves it goes where the mux says.
 	signer := &auth.Signer{Keys: keys, Logger: log}
 	s.queue = &queue.Queue{
-		Store: s.messages, Next: mux, Router: mux, Hostname: o.hostname, Grace: grace, Logger: log, Notifications: signer,
+		Store: s.messages, Next: mux, Router: mux, Gate: relay, Hostname: o.hostname, Grace: grace, Logger: log, Notifications: signer,
 	}
 	signer.Next = s.queue
+	if err := s.tls.mail(keys, s.queue); err != nil {
+		return err
+	}
 	s.control = &control.Server{Queue: s.queue, Logger: log}
 
 	// From the users: is it to go there at all, a token for complaints, and the signature.
@@ -198,7 +205,7 @@ func (s *server) assemble() error {
 	return nil
 }
 
-// newLocal is the way into the mailboxes, and to the intake of complaints about what we sent.
+// newLocal is the way into the mailboxes, and to the intakes of complaints about what we sent and of reports about TLS.
 func (s *server) newLocal(tokens *fbl.Tokens) (*local, error) {
 	directory, err := newDirectory(s.o)
 	if err != nil {
@@ -208,26 +215,32 @@ func (s *server) newLocal(tokens *fbl.Tokens) (*local, error) {
 	review := mda.DirectoryFunc(func(context.Context, mailspine.Address) ([]mda.Destination, error) {
 		return []mda.Destination{{Account: s.o.first(), Mailbox: reviewMailbox}}, nil
 	})
+	reviewer := &mda.Agent{Mailboxes: s.mail, Directory: review, IgnoreVerdict: true, Logger: s.log}
 	return &local{
-		feedback: feedback,
-		agent:    &mda.Agent{Mailboxes: s.mail, Directory: directory, Separator: "+", Logger: s.log},
-		intake: &fbl.Intake{
-			Tokens: tokens, Addresses: []mailspine.Address{feedback}, Suppress: s.suppressed, Logger: s.log,
-			Review: &mda.Agent{Mailboxes: s.mail, Directory: review, IgnoreVerdict: true, Logger: s.log},
+		programs: map[mailspine.Address]inside{
+			feedback: &fbl.Intake{
+				Tokens: tokens, Addresses: []mailspine.Address{feedback}, Suppress: s.suppressed, Logger: s.log, Review: reviewer,
+			},
+			s.o.reports(): s.newReports(reviewer),
 		},
+		mailboxes: &mda.Agent{Mailboxes: s.mail, Directory: directory, Separator: "+", Logger: s.log},
 	}, nil
 }
 
-// newMux has a way for each recipient. Only the one to the mailboxes takes mail from strangers.
-func (s *server) newMux(inside mailspine.Deliverer, resolver mailspine.Resolver) (*mta.Mux, error) {
+// newMux has a way for each recipient. Only the one to the mailboxes takes mail from strangers. The Relay is the one to the
+// world, by which the queue sees which sites take no more just now.
+func (s *server) newMux(inside mailspine.Deliverer, resolver mailspine.Resolver) (*mta.Mux, *mta.Relay, error) {
 	o := s.o
 	relay := &mta.Relay{
 		Resolver: resolver, Hostname: o.hostname, Port: o.mxPort, AllowPrivate: o.allowPrivate, Logger: s.log,
+		BySite: true,
 	}
+	s.tls.join(relay)
+	s.opened("connections", func() error { relay.CloseIdle(); return nil })
 	if len(o.sources) > 0 {
 		state, err := egress.Open(filepath.Join(o.dir, "egress"), &egress.Options{Logger: s.log})
 		if err != nil {
-			return nil, fmt.Errorf("-dir: %w", err)
+			return nil, nil, fmt.Errorf("-dir: %w", err)
 		}
 		s.opened("egress", state.Close)
 		pool := egress.Pool{Name: "all"}
@@ -240,7 +253,7 @@ func (s *server) newMux(inside mailspine.Deliverer, resolver mailspine.Resolver)
 		}
 		selector := &egress.Selector{Pools: []egress.Pool{pool}, State: state, Logger: s.log}
 		if err := selector.Validate(); err != nil {
-			return nil, fmt.Errorf("-source: %w", err)
+			return nil, nil, fmt.Errorf("-source: %w", err)
 		}
 		s.opened("egress counts", selector.Close)
 		relay.Egress = selector
@@ -260,24 +273,27 @@ func (s *server) newMux(inside mailspine.Deliverer, resolver mailspine.Resolver)
 	for domain, target := range o.routes {
 		host := &mta.Smarthost{Address: target, Relay: &mta.Relay{Resolver: names, Hostname: o.hostname, Logger: s.log}}
 		if err := host.Validate(); err != nil {
-			return nil, fmt.Errorf("-route: %s: %w", domain, err)
+			return nil, nil, fmt.Errorf("-route: %s: %w", domain, err)
 		}
 		mux.Routes[domain] = out(host)
 	}
 	if o.relay != "" {
 		host := &mta.Smarthost{Address: o.relay, Relay: &mta.Relay{Resolver: names, Hostname: o.hostname, Egress: relay.Egress, Logger: s.log}}
 		if err := host.Validate(); err != nil {
-			return nil, fmt.Errorf("-relay: %w", err)
+			return nil, nil, fmt.Errorf("-relay: %w", err)
 		}
 		mux.Default = out(host)
 	}
-	return mux, nil
+	return mux, relay, nil
 }
 
 func newResolver(o *options, log *slog.Logger) mailspine.Resolver {
 	c := &dns.Client{Logger: log}
 	if o.dns != "" {
 		c.Servers = []string{o.dns}
+	}
+	if o.trustDNS {
+		c.Trusted = c.Servers
 	}
 	return &dns.Cache{Resolver: c}
 }
@@ -315,6 +331,10 @@ func (s *server) start() {
 	}
 	run("queue", func() error { return s.queue.Run(ctx) })
 	run("control", func() error { return s.control.Serve(s.socket) })
+	run("MTA-STS policies", func() error { return s.tls.run(ctx) })
+	if s.tls.reporter != nil {
+		run("TLS reports", func() error { return s.tls.reporter.Run(ctx) })
+	}
 	for _, d := range s.doors {
 		run(d.name, func() error { return d.serve(d.listener) })
 	}

@@ -48,6 +48,8 @@ func (o *options) parseUsers(values []string) error {
 			return fmt.Errorf("%s is there twice", name)
 		case name == feedbackName:
 			return fmt.Errorf("%s is the address for complaints, and no user", name)
+		case name == reportsName:
+			return fmt.Errorf("%s is the address for TLS reports, and no user", name)
 		}
 		seen[name] = true
 		if file, ok := strings.CutPrefix(password, "@"); ok {

@@ -38,6 +38,8 @@ func typeOf(name string) mailspine.Type {
 		return mailspine.TypePTR
 	case "SRV":
 		return mailspine.TypeSRV
+	case "TLSA":
+		return mailspine.TypeTLSA
 	}
 	return mailspine.TypeTXT
 }
@@ -48,9 +50,16 @@ const lookupTime = 30 * time.Second
 // check looks up each record and fills in what it finds. It reports whether all
 // that is not optional is well.
 func check(ctx context.Context, r mailspine.Resolver, recs []*record) bool {
-	well := true
 	for _, rec := range recs {
 		rec.look(ctx, r)
+	}
+	return allWell(recs)
+}
+
+// allWell reports whether all that is not optional is well.
+func allWell(recs []*record) bool {
+	well := true
+	for _, rec := range recs {
 		if rec.Status != "ok" && !rec.Optional {
 			well = false
 		}
@@ -130,6 +139,10 @@ func present(a mailspine.Answer, typ string) []string {
 	case "SRV":
 		for _, s := range a.SRV {
 			out = append(out, fmt.Sprintf("%d %d %d %s.", s.Priority, s.Weight, s.Port, strings.TrimSuffix(s.Target, ".")))
+		}
+	case "TLSA":
+		for _, t := range a.TLSA {
+			out = append(out, tlsaValue(t))
 		}
 	}
 	slices.Sort(out)

@@ -14,7 +14,7 @@ import (
 func full(t *testing.T) (flags []string, zone string) {
 	t.Helper()
 	flags = []string{"setup", "-dkim-key", writeFile(t, testKey(t, 1)), "-ip", "192.0.2.25", "-ip", "2001:db8::25",
-		"-dmarc-policy", "quarantine", "-bimi", "https://example.org/logo.svg", "example.org"}
+		"-dmarc-policy", "quarantine", "-bimi", "https://example.org/logo.svg", "-tls-cert", writeFile(t, testCert(t, 3)), "-tls-next-cert", "mail.example.org=" + writeFile(t, testCert(t, 4)), "example.org"}
 	code, out, errs := tool(t, flags...)
 	if code != exitOK {
 		t.Fatal(errs)
@@ -52,7 +52,7 @@ func TestCheckRoundTrip(t *testing.T) {
 		}
 	}
 	code, out, _ = tool(t, append(flags, "-zone", writeFile(t, zone))...)
-	if code != exitOK || !strings.Contains(out, "19 ok, 0 missing, 0 different, 0 could not") {
+	if code != exitOK || !strings.Contains(out, "20 ok, 0 missing, 0 different, 0 could not") {
 		t.Errorf("exit %d: %s", code, out)
 	}
 }
@@ -62,6 +62,7 @@ func TestCheckFaults(t *testing.T) {
 	flags, zone := full(t)
 	const (
 		mx, spf, dkim, dmarc = "example.org MX", "example.org TXT", "mail._domainkey.example.org TXT", "_dmarc.example.org TXT"
+		tlsa                 = "_25._tcp.mail.example.org TLSA"
 		bimi, sts, tls       = "default._bimi.example.org TXT", "_mta-sts.example.org TXT", "_smtp._tls.example.org TXT"
 		key                  = "mail._domainkey.example.org.\tIN\tTXT\t"
 	)
@@ -118,14 +119,22 @@ func TestCheckFaults(t *testing.T) {
 		{"two indicators", `"v=BIMI1; l`, "\"v=BIMI1; l=\"\ndefault._bimi.example.org. IN TXT \"v=BIMI1; l", bimi, "differs", "more than one", 1, ""},
 		{"misspelt indicator", `"v=BIMI1; l`, `"v=bimi1; l`, bimi, "differs", "not a BIMI record", 1, ""},
 		{"bad id of MTA-STS", "v=STSv1; id=", "v=STSv1; id=-", sts, "differs", "letters and digits", 0, ""},
-		{"misspelt MTA-STS", "v=STSv1; id=", "v=stsv1; id=", sts, "differs", "which is not STSv1", 0, ""},
+		{"misspelt MTA-STS", "v=STSv1; id=", "v=stsv1; id=", sts, "differs", "does not begin with v=STSv1", 0, ""},
 		{"two of MTA-STS", `"v=STSv1`, "\"v=STSv1; id=1\"\n_mta-sts.example.org. IN TXT \"v=STSv1", sts, "differs", "more than one", 0, ""},
 		{"no policy host", "mta-sts.example.org. IN CNAME", "mta.example.org. IN CNAME", "mta-sts.example.org A", "missing", "fetch the policy", 0, ""},
 		{"policy host with IPv6 only", "mta-sts.example.org. IN CNAME mail.example.org.", "mta-sts.example.org. IN AAAA 2001:db8::80", "mta-sts.example.org A", "ok", "", 0, ""},
 		{"no TLS reports", "TLSRPTv1", "TLSRPTv2", tls, "missing", "unnoticed", 0, ""},
 		{"TLS reports elsewhere", "TLSRPTv1; rua=mailto:", "TLSRPTv1; rua=mailto:x-", tls, "differs", "do not go to", 0, ""},
 		{"TLS reports for others too", "TLSRPTv1; rua=", "TLSRPTv1; rua=https://r.example/ , ", tls, "ok", "", 0, ""},
-		{"misspelt TLS reports", "TLSRPTv1;", "tlsrptv1;", tls, "differs", "which is not TLSRPTv1", 0, ""},
+		{"misspelt TLS reports", "TLSRPTv1;", "tlsrptv1;", tls, "differs", "does not begin with v=TLSRPTv1", 0, ""},
+		{"TLS reports nowhere", "TLSRPTv1; rua=mailto:postmaster@example.org", "TLSRPTv1; x=y", tls, "differs", "cannot be read", 0, ""},
+		{"TLSA that is none", "TLSA\t3 1 1 ", "TLSA\t3 1 2 ", tlsa, "differs", "no use to senders", 1, ""},
+		{"TLSA of another key", tlsaLine(t, 3), tlsaLine(t, 5), tlsa, "differs", "senders with DANE hold their mail back", 1, ""},
+		{"TLSA of the next key only", tlsaLine(t, 3), "", tlsa, "differs", "senders with DANE hold their mail back", 1, ""},
+		{"no TLSA at all", tlsaLine(t, 3) + tlsaLine(t, 4), "", tlsa, "missing", "senders believe whoever", 1, ""},
+		{"no TLSA for the next key", tlsaLine(t, 4), "", tlsa, "differs", "for the next certificate", 1, ""},
+		{"TLSA of PKIX", "TLSA\t3 1 1", "TLSA\t1 1 1", tlsa, "differs", "no use to senders", 1, ""},
+		{"TLSA spelt otherwise", tlsaLine(t, 4), strings.ToUpper(tlsaLine(t, 4)), tlsa, "ok", "", 0, ""},
 		{"SRV elsewhere", "0 1 993 mail.example.org.", "0 1 993 imap.evil.example.", "_imaps._tcp.example.org SRV", "differs", "mail programs", 0, ""},
 		{"SRV with another port", "0 1 993 mail.example.org.", "0 1 143 mail.example.org.", "_imaps._tcp.example.org SRV", "differs", "not sent to mail.example.org:993", 0, ""},
 		{"SRV with another weight", "0 1 993 mail.example.org.", "9 9 993 mail.example.org.", "_imaps._tcp.example.org SRV", "ok", "", 0, ""},

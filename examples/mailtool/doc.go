@@ -57,8 +57,55 @@
 // not be looked up, and 2 for wrong usage. What is only good to have, such as the SRV records that let mail programs set
 // themselves up, is optional unless its flag is given.
 //
-// DNS records are all that is looked at: the policy file of MTA-STS, the image of BIMI and the
-// servers themselves are not fetched.
+// With -tls-cert FILE the certificate of the mail server gets a TLSA record for DANE, for each MX host, or with -tls-cert HOST=FILE
+// for one; with -tls-next-cert that of the next certificate is beside it, which has to be published before the server has it:
+//
+//	$ go run ./examples/mailtool setup -tls-cert fullchain.pem -tls-next-cert next.pem example.org
+//	...
+//	; DANE: the key of the mail server's certificate, for a zone that is signed (RFC 7672)
+//	_25._tcp.mail.example.org.	IN	TLSA	3 1 1 8cef065b7af83669150b7d32704d3d3e75c3e9aee0d4f6740544c68e81b377aa
+//	_25._tcp.mail.example.org.	IN	TLSA	3 1 1 d016df3d83373617c06b5e1d6359caa06eeba8b3af2c7077234f109f2194516c
+//	...
+//
+// A check looks at these records as if the zone were signed, unless -trust says that the server of -dns is believed about that too.
+//
+// DNS records are all that a check looks at, unless -fetch is given: it fetches the policy file of MTA-STS as senders do (-ca, -allow,
+// -https-port), connects to the MX hosts (-port), and holds their certificates against the policy, the TLSA records and
+// the files of -tls-cert. The image of BIMI is not fetched.
+//
+//	differs    HTTPS mta-sts.example.org
+//	           found  ok: record: the id is 28e818ad7f955baccc45
+//	           found  ok: policy: the mode is enforce
+//	           found  ok: max_age: the policy is kept for 168h0m0s
+//	           found  failure: mx mail.example.org: the policy does not list it
+//	           mx mail.example.org: the policy does not list it
+//
+// # Route
+//
+// Where mail for a domain would go, in which order, how, and why not elsewhere:
+//
+//	$ go run ./examples/mailtool route example.org
+//	example.org: found by mx, site example.org~0e71b9c2485312bd
+//	     10 mx1.example.org
+//	        TLS opportunistic (no DANE: the mail exchangers are not secured by DNSSEC)
+//	        1.    198.51.100.25:25
+//	        2.    [2001:db8:25::25]:25
+//	     20 mx2.example.org
+//	        TLS opportunistic (no DANE: the mail exchangers are not secured by DNSSEC)
+//	        3.    203.0.113.25:25
+//	        never 10.1.2.3:25
+//	              10.1.2.3 is not allowed: 10.0.0.0/8, private use (RFC 1918)
+//	  site: 5 deliveries at a time; now 0, and 0 waiting, over 0 connections
+//	  at most 6 addresses are tried in one delivery
+//
+// It is what a fresh mta.Relay would do (Relay.Explain): no mail server is connected to, and nothing is known of what a running one
+// remembers. Hosts of the same preference are tried in random order. Domains with the same site share connections, limits and, in one message, transactions.
+//
+// -dns ADDR asks a name server of your choice, and -trust believes what that says about DNSSEC: without it there is no DANE. -zone
+// FILE looks into a zone file. -mta-sts fetches the MTA-STS policies of the domains from their web servers. -hostname, -own, -port
+// and -allow are Relay.Hostname, OwnAddrs, Port and AllowPrivate. -json prints an array of plans.
+//
+// The exit code is 0 when there is an address to try for each domain, 1 when there is none for one of them, and 2 for wrong usage.
 //
 // # Queue
 //

@@ -26,6 +26,7 @@ func commands() []command {
 	return []command{
 		{"setup", "the DNS records that a domain needs, and whether they are published", setup},
 		{"queue", "what is in a queue, and changes to it", queueMain},
+		{"route", "where mail for a domain goes, how, and why", route},
 	}
 }
 

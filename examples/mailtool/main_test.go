@@ -50,7 +50,7 @@ func TestUsage(t *testing.T) {
 	cname := writeFile(t, "www IN CNAME a.example.org.\nwww IN TXT x\n")
 	include := writeFile(t, "$INCLUDE "+bad+"\n")
 	none := filepath.Join(t.TempDir(), "none")
-	key := writeFile(t, testKey(t, 1))
+	key, cert := writeFile(t, testKey(t, 1)), writeFile(t, testCert(t, 1))
 	const logo = "https://example.org/l.svg"
 	for _, tt := range []struct{ want, args string }{
 		{"usage", ""},
@@ -89,6 +89,18 @@ func TestUsage(t *testing.T) {
 		{"-bimi-evidence:", "setup -bimi " + logo + " -bimi-evidence http://example.org/l.pem -dmarc-policy reject example.org"},
 		{"-bimi-evidence:", "setup -bimi-evidence https://example.org/l.pem example.org"},
 		{"-mta-sts", "setup -mta-sts on example.org"},
+		{"-tls-cert", "setup -tls-cert " + none + " example.org"},
+		{"no certificate (PEM)", "setup -tls-cert " + key + " example.org"},
+		{"mx.example.net is no MX host", "setup -tls-cert mx.example.net=" + cert + " example.org"},
+		{"-tls-cert", "setup -tls-cert [::1]=" + cert + " example.org"},
+		{"there are two for all hosts", "setup -tls-cert " + cert + " -tls-cert " + cert + " example.org"},
+		{"-tls-next-cert: needs -tls-cert", "setup -tls-next-cert " + cert + " example.org"},
+		{"-trust: needs -dns", "setup -trust -check example.org"},
+		{"-zone and -fetch exclude", "setup -zone x -fetch example.org"},
+		{"-ca", "setup -fetch -ca " + bad + " example.org"},
+		{"-allow", "setup -fetch -allow 10.0.0.1 example.org"},
+		{"-port", "setup -fetch -port 0 example.org"},
+		{"-https-port", "setup -fetch -https-port 65536 example.org"},
 		{"-imaps", "setup -imaps mail.example.org example.org"},
 		{"-imaps", "setup -imaps mail.example.org:0 example.org"},
 		{"-pop3", "setup -pop3 192.0.2.1:110 example.org"},

@@ -13,7 +13,9 @@ import (
 	"github.com/mailspine/mailspine/auth/bimi"
 	"github.com/mailspine/mailspine/auth/dkim"
 	"github.com/mailspine/mailspine/auth/dmarc"
+	"github.com/mailspine/mailspine/auth/mtasts"
 	"github.com/mailspine/mailspine/auth/spf"
+	"github.com/mailspine/mailspine/auth/tlsrpt"
 )
 
 // What TXT records are compared with: not their text, but what receivers make of it.
@@ -170,31 +172,31 @@ func (p *plan) compareTLSRPT(_ context.Context, _ mailspine.Resolver, a mailspin
 	if len(a.TXT) > 1 {
 		return bad("more than one record: they are all ignored (RFC 8460 section 3)")
 	}
-	got := tags(a.TXT[0])
-	if got["v"] != "TLSRPTv1" {
-		return bad("v=%s, which is not TLSRPTv1: the record is ignored", got["v"])
+	rec, err := tlsrpt.ParseRecord(a.TXT[0])
+	if errors.Is(err, tlsrpt.ErrNoRecord) {
+		return bad("the record does not begin with v=TLSRPTv1 and a semicolon: it is ignored")
 	}
-	for u := range strings.SplitSeq(got["rua"], ",") {
-		if strings.TrimSpace(u) == p.tlsTarget() {
+	if err != nil {
+		return bad("the record cannot be read: %v", err)
+	}
+	var got []string
+	for _, d := range rec.Destinations {
+		if got = append(got, d.URI); d.URI == p.tlsTarget() || !d.Address.IsZero() && d.Address.String() == p.tlsReports {
 			return good()
 		}
 	}
-	return bad("rua=%s: reports do not go to %s", got["rua"], p.tlsTarget())
+	return bad("rua=%s: reports do not go to %s", strings.Join(append(got, rec.Ignored...), ","), p.tlsTarget())
 }
 
 func compareSTS(_ context.Context, _ mailspine.Resolver, a mailspine.Answer) verdict {
 	if len(a.TXT) > 1 {
 		return bad("more than one record: they are ignored (RFC 8461 section 3.1)")
 	}
-	t := tags(a.TXT[0])
-	if t["v"] != "STSv1" {
-		return bad("v=%s, which is not STSv1: the record is ignored", t["v"])
-	}
-	id := t["id"]
-	if id == "" || len(id) > 32 || strings.ContainsFunc(id, func(c rune) bool {
-		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
-	}) {
-		return bad("id=%s, which is not 1 to 32 letters and digits: the record is ignored (RFC 8461 section 3.1)", id)
+	switch _, err := mtasts.ParseRecord(a.TXT[0]); {
+	case errors.Is(err, mtasts.ErrNoRecord):
+		return bad("the record does not begin with v=STSv1 and a semicolon: it is ignored (RFC 8461 section 3.1)")
+	case err != nil:
+		return bad("senders do not look for the policy: %v (RFC 8461 section 3.1)", err)
 	}
 	return good()
 }

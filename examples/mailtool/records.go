@@ -2,16 +2,17 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/auth/dkim"
 	"github.com/mailspine/mailspine/auth/dmarc"
+	"github.com/mailspine/mailspine/auth/mtasts"
+	"github.com/mailspine/mailspine/auth/tlsrpt"
 )
 
 // A record is what one name should have of one type, and what a check finds.
@@ -31,25 +32,14 @@ type record struct {
 	absent  string  // what it means that there is nothing
 	none    bool    // nothing is right as well
 	untold  string  // printed if there are no Values: how to tell them
+	note    string  // printed below them; "": nothing
 	// instead is asked when there is nothing: an empty verdict means that nothing else will do. nil: nothing will.
 	instead func(context.Context, mailspine.Resolver) (verdict, []string)
 }
 
-// The MTA-STS policy's text (RFC 8461 section 3.2).
-func (p *plan) policyFile() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "version: STSv1\nmode: %s\n", p.sts)
-	for _, mx := range p.mx {
-		fmt.Fprintf(&b, "mx: %s\n", mx.Host)
-	}
-	b.WriteString("max_age: 604800\n")
-	return b.String()
-}
-
-// policyID changes with the policy (RFC 8461 section 3.1), and with nothing else.
-func (p *plan) policyID() string {
-	sum := sha256.Sum256([]byte(p.policyFile()))
-	return hex.EncodeToString(sum[:10])
+// mtasts is the MTA-STS policy to serve (RFC 8461 section 3.2).
+func (p *plan) mtasts() mtasts.Policy {
+	return mtasts.Policy{Mode: mtasts.Mode(p.sts), MX: p.hosts(), MaxAge: 7 * 24 * time.Hour}
 }
 
 func (p *plan) bimiRecord() string {
@@ -155,8 +145,12 @@ func (p *plan) records() []*record {
 	if p.reports != "" {
 		policy += "; rua=mailto:" + p.reports
 	}
+	observes := ""
+	if p.policy == dmarc.NonePolicy {
+		observes = "p=none only observes. When the reports show that all of the domain's mail passes, go on to quarantine and reject."
+	}
 	add(&record{
-		Name: "_dmarc." + p.domain, Type: "TXT", kind: "dmarc", Values: []string{policy}, Purpose: "DMARC: what receivers do with forged mail, and to whom they report (RFC 9989)",
+		Name: "_dmarc." + p.domain, note: observes, Type: "TXT", kind: "dmarc", Values: []string{policy}, Purpose: "DMARC: what receivers do with forged mail, and to whom they report (RFC 9989)",
 		absent: "anybody can forge the domain's From address; large providers ask bulk senders for the record", compare: p.compareDMARC, instead: p.inheritDMARC,
 	})
 	if _, at, ok := strings.Cut(p.reports, "@"); ok {
@@ -174,9 +168,12 @@ func (p *plan) records() []*record {
 			absent: "no indicator is shown", compare: p.compareBIMI,
 		})
 	}
+	for _, r := range p.tlsaRecords() {
+		add(r)
+	}
 	if p.sts != "" {
 		add(&record{
-			Name: "_mta-sts." + p.domain, Type: "TXT", kind: "sts", Values: []string{"v=STSv1; id=" + p.policyID()}, Purpose: "MTA-STS: there is a policy of TLS, and this is its version (RFC 8461)",
+			Name: "_mta-sts." + p.domain, Type: "TXT", kind: "sts", Values: []string{mtasts.Record(p.mtasts())}, Purpose: "MTA-STS: there is a policy of TLS, and this is its version (RFC 8461)",
 			Optional: !p.given["mta-sts"], absent: "senders do not look for the policy", compare: compareSTS,
 		})
 		add(&record{
@@ -187,7 +184,7 @@ func (p *plan) records() []*record {
 	}
 	if p.tlsReports != "" {
 		add(&record{
-			Name: "_smtp._tls." + p.domain, Type: "TXT", kind: "tlsrpt", Values: []string{"v=TLSRPTv1; rua=" + p.tlsTarget()}, Purpose: "who is told of failing TLS connections (RFC 8460)",
+			Name: tlsrpt.RecordName(p.domain), Type: "TXT", kind: "tlsrpt", Values: []string{tlsrpt.Record{Destinations: []tlsrpt.Destination{{URI: p.tlsTarget()}}}.String()}, Purpose: "who is told of failing TLS connections (RFC 8460)",
 			Optional: !p.given["tlsrpt"], absent: "failing TLS stays unnoticed", compare: p.compareTLSRPT,
 		})
 	}
@@ -228,14 +225,14 @@ func printZone(w io.Writer, p *plan, recs []*record) {
 		if len(r.Values) == 0 {
 			fmt.Fprintf(w, "; %s.: %s.\n", r.Name, r.untold)
 		}
-		if r.Name == "_dmarc."+p.domain && p.policy == dmarc.NonePolicy {
-			fmt.Fprintln(w, "; p=none only observes. When the reports show that all of the domain's mail passes, go on to quarantine and reject.")
+		if r.note != "" {
+			fmt.Fprintln(w, ";", r.note)
 		}
 	}
 	if p.sts != "" {
-		fmt.Fprintf(w, "\n; The policy itself, to be served as https://mta-sts.%s/.well-known/mta-sts.txt:\n", p.domain)
-		for line := range strings.Lines(p.policyFile()) {
-			fmt.Fprintf(w, ";   %s", line)
+		fmt.Fprintf(w, "\n; The policy itself, to be served as https://mta-sts.%s%s:\n", p.domain, mtasts.WellKnownPath)
+		for _, line := range p.mtasts().Lines() {
+			fmt.Fprintf(w, ";   %s\n", line)
 		}
 	}
 }

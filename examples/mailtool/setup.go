@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -31,13 +32,18 @@ type plan struct {
 	selector     string       // of a key that names none
 	keys         []signingKey // none: not given
 	policy       dmarc.Policy
-	reports      string // an address; "": none
-	bimi         string // a URL; "": no indicator
-	evidence     string // a URL; "": none
-	sts          string // none, testing, enforce; "": not published
-	tlsReports   string // an address or URL; "": none
+	reports      string     // an address; "": none
+	bimi         string     // a URL; "": no indicator
+	evidence     string     // a URL; "": none
+	sts          string     // none, testing, enforce; "": not published
+	tlsReports   string     // an address or URL; "": none
+	certs        []hostCert // of the mail exchangers
+	nextCerts    []hostCert // that they will have next
 	services     []service
 	given        map[string]bool // the flags that were given
+
+	trust bool  // the resolver's word about DNSSEC
+	reach reach // how servers are reached
 }
 
 // A service is a SRV record of RFC 6186 or RFC 8314.
@@ -95,6 +101,8 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.StringVar(&p.reports, "rua", "postmaster@DOMAIN", "`address` for DMARC reports; off: none")
 	fs.StringVar(&p.bimi, "bimi", "", "https `URL` of the domain's indicator (SVG)")
 	fs.StringVar(&p.evidence, "bimi-evidence", "", "https `URL` of its mark certificate (PEM)")
+	fs.Var(certFlag(&p.certs), "tls-cert", "`[host=]file` with the certificate chain (PEM) of an MX host, or of all: TLSA records for DANE; repeatable")
+	fs.Var(certFlag(&p.nextCerts), "tls-next-cert", "`[host=]file` with the certificate that comes next, whose key is announced; repeatable")
 	fs.StringVar(&p.sts, "mta-sts", "testing", "MTA-STS `mode`: none, testing, enforce; off: not published")
 	fs.StringVar(&p.tlsReports, "tlsrpt", "postmaster@DOMAIN", "`address` or https URL for TLS reports; off: none")
 	for _, s := range []struct {
@@ -119,6 +127,19 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	checking := fs.Bool("check", false, "compare with what is published")
 	server := fs.String("dns", "", "name server `address` to ask; implies -check; default: the system's")
 	zone := fs.String("zone", "", "zone `file` to look into instead of the network; implies -check")
+	fs.BoolVar(&p.trust, "trust", false, "believe what the server of -dns says about DNSSEC; without it TLSA records are looked at as if the zone were signed")
+	fetching := fs.Bool("fetch", false, "connect as well: fetch the MTA-STS policy, and see what certificates the MX hosts show; implies -check")
+	ca := fs.String("ca", "", "`file` with the certificate authorities (PEM) that -fetch believes; default: the system's")
+	fs.Var(each(func(s string) error {
+		r, err := netip.ParsePrefix(s)
+		if err != nil {
+			return errors.New("not a range of IP addresses such as 10.0.0.0/8")
+		}
+		p.reach.allow = append(p.reach.allow, r)
+		return nil
+	}), "allow", "`range` of addresses in which the policy host may be although it is not public; repeatable")
+	smtpPort := fs.Uint("port", 25, "`port` of the MX hosts for -fetch, for closed networks")
+	httpsPort := fs.Uint("https-port", 443, "`port` of the policy host for -fetch, for closed networks")
 	asJSON := fs.Bool("json", false, "print JSON")
 
 	// The domain may come before the flags, between them and after them.
@@ -148,6 +169,32 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if *zone != "" && *server != "" {
 		return wrong(errors.New("-zone and -dns exclude each other"))
 	}
+	if p.trust && *server == "" {
+		return wrong(errors.New("-trust: needs -dns, the server that is believed"))
+	}
+	if *fetching && *zone != "" {
+		return wrong(errors.New("-zone and -fetch exclude each other: what is not published yet cannot be reached"))
+	}
+	for _, f := range []struct {
+		name string
+		n    uint
+		to   *uint16
+	}{{"port", *smtpPort, &p.reach.port}, {"https-port", *httpsPort, &p.reach.https}} {
+		if f.n == 0 || f.n > 65535 {
+			return wrong(fmt.Errorf("-%s: %d is not from 1 to 65535", f.name, f.n))
+		}
+		*f.to = uint16(f.n)
+	}
+	if *ca != "" {
+		chain, err := readChain(*ca)
+		if err != nil {
+			return wrong(fmt.Errorf("-ca: %w", err))
+		}
+		p.reach.roots = x509.NewCertPool()
+		for _, c := range chain {
+			p.reach.roots.AddCert(c)
+		}
+	}
 	p.policy = dmarc.Policy(strings.ToLower(*policy))
 	for i := range p.services {
 		p.services[i].host = fs.Lookup(p.services[i].flag).Value.String()
@@ -161,6 +208,9 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	var resolver mailspine.Resolver = &dns.System{}
+	if len(p.certs) > 0 || *fetching {
+		resolver = &dns.Client{} // System knows no TLSA
+	}
 	var err error
 	switch {
 	case *zone != "":
@@ -170,6 +220,9 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case *server != "":
 		if resolver, err = client(*server); err != nil {
 			return wrong(fmt.Errorf("-dns: %w", err))
+		}
+		if c := resolver.(*dns.Client); p.trust {
+			c.Trusted = c.Servers
 		}
 	}
 	if *newKey != "" { // last, so that whoever mends another flag can give the same once more
@@ -181,7 +234,7 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 
 	recs := p.records()
-	if !*checking && *zone == "" && *server == "" {
+	if !*checking && !*fetching && *zone == "" && *server == "" {
 		if *asJSON {
 			return printJSON(recs, stdout, stderr)
 		}
@@ -195,6 +248,10 @@ func setup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	well := check(ctx, resolver, recs)
+	if *fetching {
+		fetched := p.fetch(ctx, resolver)
+		recs, well = append(recs, fetched...), well && allWell(fetched)
+	}
 	if *asJSON {
 		if code := printJSON(recs, stdout, stderr); code != exitOK {
 			return code
@@ -300,8 +357,14 @@ func (p *plan) complete(newKey bool) error {
 	case "off":
 		p.sts = ""
 	case "none", "testing", "enforce":
+		if err := p.mtasts().Validate(); err != nil {
+			return fmt.Errorf("-mta-sts: %w", err)
+		}
 	default:
 		return fmt.Errorf("-mta-sts: %q is not none, testing, enforce or off", p.sts)
+	}
+	if err := p.completeCerts(); err != nil {
+		return err
 	}
 	for i := range p.services {
 		s := &p.services[i]

@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -24,6 +28,28 @@ func testKey(t *testing.T, n byte) string {
 	return string(b)
 }
 
+// testCert is a certificate for mail.example.org whose key is always the same.
+func testCert(t *testing.T, n byte) string {
+	t.Helper()
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, 32))
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(int64(n)), DNSNames: []string{"mail.example.org"}, NotAfter: time.Now().AddDate(1, 0, 0)}
+	der, err := x509.CreateCertificate(nil, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// tlsaLine is what setup prints of the record of testCert.
+func tlsaLine(t *testing.T, n byte) string {
+	t.Helper()
+	chain, err := readChain(writeFile(t, testCert(t, n)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "_25._tcp.mail.example.org.\tIN\tTLSA\t" + tlsaValue(eeRecord(chain)) + "\n"
+}
+
 func TestSetupGolden(t *testing.T) {
 	for name, args := range map[string][]string{
 		"plain.zone": {"example.org"},
@@ -31,6 +57,9 @@ func TestSetupGolden(t *testing.T) {
 			"-dmarc-policy", "reject", "-rua", "dmarc@example.org", "-bimi", "https://example.org/logo.svg", "-bimi-evidence", "https://example.org/logo.pem",
 			"-mta-sts", "enforce", "-tlsrpt", "https://example.org/tls", "-imap", "mx1.example.org:143", "-pop3s", "off",
 			"-dkim-key", writeFile(t, testKey(t, 1)), "-dkim-key", "next=" + writeFile(t, testKey(t, 2)), "Bücher.example"},
+		"tlsa.zone": {"-mx", "mail.example.org", "-mx", "mx2.example.net", "-mx", "mx3.example.org", "-mta-sts", "enforce",
+			"-tls-cert", writeFile(t, testKey(t, 3)+testCert(t, 3)), "-tls-cert", "mx3.example.org=" + writeFile(t, testCert(t, 5)),
+			"-tls-next-cert", "mail.example.org=" + writeFile(t, testCert(t, 4)), "-tls-next-cert", "mx3.example.org=" + writeFile(t, testCert(t, 5)), "example.org"},
 		"least.zone": {"-ip", "192.0.2.25", "-rua", "off", "-mta-sts", "off", "-tlsrpt", "off", "-dmarc-policy", "quarantine",
 			"-submissions", "off", "-submission", "off", "-imaps", "off", "-pop3s", "off", "example.org."},
 	} {
@@ -44,7 +73,7 @@ func TestSetupGolden(t *testing.T) {
 
 // What is printed is a zone file: another parser reads every line of it.
 func TestSetupIsZoneFile(t *testing.T) {
-	for _, name := range []string{"plain.zone", "all.zone", "least.zone"} {
+	for _, name := range []string{"plain.zone", "all.zone", "tlsa.zone", "least.zone"} {
 		b, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -76,6 +77,12 @@ func readZone(file, domain string) (mailspine.Resolver, error) {
 			r = dnstest.CNAME(rr.Target)
 		case *dns.SRV:
 			r = dnstest.SRV(rr.Priority, rr.Weight, rr.Port, rr.Target)
+		case *dns.TLSA:
+			data, err := hex.DecodeString(rr.Certificate)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %s: the data of a TLSA record are not hexadecimal", file, rr.Hdr.Name)
+			}
+			r = dnstest.TLSA(rr.Usage, rr.Selector, rr.MatchingType, data)
 		case *dns.SOA:
 			if apex == "" {
 				apex = canonical(rr.Hdr.Name)

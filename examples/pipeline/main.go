@@ -60,6 +60,7 @@ func run(dir string, keep bool, messages int, verbose bool) int {
 	if ok {
 		d.tell("A message from client to mailbox", d.deliver)
 		d.tell("The reader fetches it: IMAP and POP3", d.read)
+		d.tell("Somebody else answers for the server", d.impostor)
 		d.tell("A pool of addresses warms up", d.warm)
 		d.tell("A forged message is refused", d.forge)
 		d.tell("An unknown user: the sender is told", d.bounce)
@@ -103,6 +104,7 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	d.ca = ca
 	a, err := newSettings("alpha.example", filepath.Join(d.dir, "alpha"), ca, map[string]user{
 		"alice@alpha.example": {"correct horse", "office"}, "shop@alpha.example": {"for sale", "shop"}, "news@alpha.example": {"old hat", "news"},
 	})
@@ -125,7 +127,7 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 	if d.dns, err = dnstest.Start(zone); err != nil {
 		return "", err
 	}
-	d.show.hop("DNS", "%s answers for alpha.example and beta.example: MX, SPF, DKIM, DMARC, BIMI", d.dns.Addr())
+	d.show.hop("DNS", "%s answers for alpha.example and beta.example: MX, SPF, DKIM, DMARC, BIMI, TLSA; signed", d.dns.Addr())
 	a.DNS, b.DNS = d.dns.Addr(), d.dns.Addr()
 	// Port 25 needs root, so each relay is told the other's port; the host
 	// comes from the MX record. The listeners are open before either starts.
@@ -138,6 +140,9 @@ func (d *demo) setUp(ctx context.Context, verbose bool) (string, error) {
 		return "", err
 	}
 	a.MXPort, b.MXPort = port(mxB), port(mxA)
+	if err := errors.Join(publishKey(d.dns, a.host(), b.MXPort, a.Cert), publishKey(d.dns, b.host(), a.MXPort, b.Cert)); err != nil {
+		return "", err
+	}
 	if d.alpha, err = newOrg(a, d.show, verbose); err != nil {
 		return "", err
 	}

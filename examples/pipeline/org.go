@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mailspine/mailspine"
@@ -106,6 +109,9 @@ type org struct {
 	list     *suppress.File   // who gets no more mail
 	scopes   *fbl.FileScopes  // whose mail a token is about
 
+	stranger atomic.Pointer[tls.Config] // who answers in our place; nil: nobody
+	deferred chan queue.ResultInfo      // what could not be delivered yet; nobody needs to listen
+
 	outbound mailspine.Deliverer // signs and queues what the organisation itself sends
 
 	mu   sync.Mutex
@@ -121,7 +127,7 @@ type org struct {
 
 // newOrg assembles the parts. Nothing runs yet.
 func newOrg(s settings, sh *show, wire bool) (*org, error) {
-	o := &org{settings: s, show: sh, errs: make(chan error, 5), held: map[queue.ItemID]string{}, from: map[string]int{}}
+	o := &org{settings: s, show: sh, errs: make(chan error, 5), deferred: make(chan queue.ResultInfo, 1), held: map[queue.ItemID]string{}, from: map[string]int{}}
 	logger := slog.New(slog.DiscardHandler)
 	who := strings.SplitN(s.Domain, ".", 2)[0]
 	hop := func(part, format string, args ...any) { sh.hop(who+" "+part, format, args...) }
@@ -130,16 +136,19 @@ func newOrg(s settings, sh *show, wire bool) (*org, error) {
 	if err != nil {
 		return nil, err
 	}
+	receiverTLS := tlsConfig.Clone()
+	receiverTLS.GetConfigForClient = o.config
 	key, err := dkim.ParseKey(s.DKIM)
 	if err != nil {
 		return nil, err
 	}
-	resolver := &dns.Cache{Resolver: &dns.Client{Servers: []string{s.DNS}, Logger: logger}}
+	// What the name server says about DNSSEC is believed. Elsewhere it would be one on the same host.
+	resolver := &dns.Cache{Resolver: &dns.Client{Servers: []string{s.DNS}, Trusted: []string{s.DNS}, Logger: logger}}
 
-	// The way out: a relay that demands verified TLS of everybody.
+	// The way out: a relay that demands verified TLS of everybody. Whose key is the right one the zone of the other side says.
 	o.relay = &mta.Relay{
 		Resolver: resolver, Hostname: s.host(), Port: s.MXPort, AllowPrivate: loopback,
-		TLSPolicy: mta.TLSRules{"": {Level: mta.TLSVerify, Roots: roots(s.CA)}},
+		TLSPolicy: mta.TLSRules{"": {Level: mta.TLSVerify}},
 		Logger:    logger,
 	}
 	o.relay.Trace = relayTrace(hop, sh, who, wire)
@@ -194,6 +203,13 @@ func newOrg(s settings, sh *show, wire bool) (*org, error) {
 				o.mu.Lock()
 				defer o.mu.Unlock()
 				o.held[h.Item] = h.Reason
+			},
+			Deferred: func(_ context.Context, r queue.ResultInfo) {
+				hop("queue", "%s waits: %s", r.Recipient.Address.Path(), r.Result.Status.Reply())
+				select {
+				case o.deferred <- r:
+				default:
+				}
 			},
 			Failed: func(_ context.Context, r queue.ResultInfo) {
 				hop("queue", "%s: given up: %s", r.Recipient.Address.Path(), r.Result.Status.Reply())
@@ -257,7 +273,7 @@ func newOrg(s settings, sh *show, wire bool) (*org, error) {
 	}
 	if s.WithMail {
 		o.receiver = &mta.Receiver{
-			Hostname: s.host(), TLSConfig: tlsConfig, Recipients: mux, Next: o.queue, Logger: logger,
+			Hostname: s.host(), TLSConfig: receiverTLS, Recipients: mux, Next: o.queue, Logger: logger,
 			Checker: &auth.Checker{Resolver: resolver, ID: s.host(), BIMI: &bimi.Verifier{}, Logger: logger},
 			Trace: &mta.ReceiverTrace{
 				Checked: func(_ context.Context, env *mailspine.Envelope, r *auth.Results) {
@@ -339,7 +355,8 @@ func relayTrace(hop func(part, format string, args ...any), sh *show, who string
 				hop("relay", "TLS with %s: %v", i.Host, i.Err)
 				return
 			}
-			hop("relay", "STARTTLS with %s: %s, certificate of %s verified", i.Host, i.TLS.Version, i.TLS.Peer)
+			by := map[string]string{"dane": "DANE", "mta-sts": "MTA-STS"}[i.Policy]
+			hop("relay", "STARTTLS with %s: %s, verified by %s", i.Host, i.TLS.Version, cmp.Or(by, "an authority"))
 		},
 		Reply: func(_ context.Context, i mta.ReplyInfo) {
 			if i.Command == "message" || strings.HasPrefix(i.Reply, "5") || strings.HasPrefix(i.Reply, "4") {
@@ -443,7 +460,7 @@ func (s *settings) zone() (dnstest.Zone, error) {
 		}
 	}
 	for _, domain := range []string{s.Domain, s.bounces()} {
-		zone[domain] = []dnstest.Record{dnstest.MX(10, s.host()), dnstest.TXT(policy + " -all")}
+		zone[domain] = []dnstest.Record{dnstest.Signed, dnstest.MX(10, s.host()), dnstest.TXT(policy + " -all")}
 	}
 	return zone, nil
 }

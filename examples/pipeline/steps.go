@@ -25,6 +25,7 @@ const patience = 15 * time.Second
 type demo struct {
 	show        *show
 	dir         string
+	ca          *authority
 	dns         *dnstest.Server
 	alpha, beta *org
 	alice, bob  *inbox
