@@ -43,7 +43,7 @@ type Cache struct {
 	// Now is the clock; nil: time.Now. If it goes back, policies are refreshed, and count until they would have anyway.
 	Now func() time.Time
 
-	// MaxDomains is how many domains are in memory, those that have no policy included; the one not asked for longest goes first. Zero or
+	// MaxDomains is how many domains are in memory, those that have no policy included, which go first; else it is the one not asked for longest. Zero or
 	// negative: DefaultMaxDomains. The policies themselves have 32 MiB together.
 	MaxDomains int
 	// MaxFetches is how many fetches there are at a time; others wait, as long as their context lets them. Zero or
@@ -65,7 +65,8 @@ type Cache struct {
 
 	mu      sync.Mutex
 	domains map[string]*state
-	lru     list.List // of *state, the one used last in front
+	lru     list.List // of *state with an entry, the one used last in front
+	bare    list.List // of *state without one, the same
 	text    int       // octets of the policies in domains
 }
 
@@ -124,8 +125,11 @@ func (c *Cache) log() *slog.Logger {
 // it could not be had.
 //
 // problem says what is wrong, for reports and logs: as a rule an *[Error]. It comes with the zero Policy or with one that was kept. It
-// is never a reason to defer mail, and Policy can take as long as a lookup and a fetch do (Fetcher.Timeout): without a policy mail is delivered as if the domain had none (RFC 8461
+// is never a reason to defer mail: without a policy mail is delivered as if the domain had none (RFC 8461
 // section 3.3). A caller whose context is at its end is told so too.
+//
+// Policy takes as long as a lookup and a fetch do (Fetcher.Timeout). Where nothing is kept and MaxFetches are under way it waits for its
+// turn until the context ends: if it went on without, whoever keeps many fetches busy could take the policies of others away.
 //
 // The record is looked up each time (a Resolver with a cache makes that cheap). A new id means that the policy is fetched again, and so does its age.
 // Where that fails the old one counts until its max_age. A fetch that failed is not repeated for RetryAfter, and two of one domain
@@ -397,9 +401,9 @@ func (c *Cache) pin(domain string) *state {
 			c.domains = map[string]*state{}
 		}
 		c.domains[domain] = st
-		st.elem = c.lru.PushFront(st)
+		st.elem = c.bare.PushFront(st)
 	} else {
-		c.lru.MoveToFront(st.elem)
+		c.listOf(st).MoveToFront(st.elem)
 	}
 	st.pins++
 	c.evict()
@@ -413,14 +417,31 @@ func (c *Cache) unpin(st *state) {
 	c.evict()
 }
 
-// evict makes room. What is pinned stays, so there are at most MaxDomains and as many as there are callers. It looks
-// at no more than it evicts and what is pinned.
+// listOf is the list that a state is in.
+func (c *Cache) listOf(st *state) *list.List {
+	if st.entry.Fetched.IsZero() {
+		return &c.bare
+	}
+	return &c.lru
+}
+
+// evict makes room. What is pinned stays, so there are at most MaxDomains and as many as there are callers. Domains without a policy
+// go first, but for an eighth of MaxDomains: else whoever makes us send to enough of them, which costs nothing, could have a policy forgotten that
+// he then keeps us from fetching again. It looks at no more than it evicts and what is pinned.
 func (c *Cache) evict() {
-	for e := c.lru.Back(); e != nil && (c.lru.Len() > or(c.MaxDomains, DefaultMaxDomains) || c.text > maxTextInMemory); {
+	most := or(c.MaxDomains, DefaultMaxDomains)
+	over := func() int { return c.lru.Len() + c.bare.Len() - most }
+	c.drop(&c.bare, func() bool { return over() > 0 && c.bare.Len() > most/8 })
+	c.drop(&c.lru, func() bool { return over() > 0 || c.text > maxTextInMemory })
+}
+
+// drop forgets what is in a list and not pinned while that is wanted, from the end of it.
+func (c *Cache) drop(l *list.List, wanted func() bool) {
+	for e := l.Back(); e != nil && wanted(); {
 		st, prev := e.Value.(*state), e.Prev()
 		if st.pins == 0 {
-			c.set(st, Entry{})
-			c.lru.Remove(e)
+			c.text -= textOf(st.entry.Policy)
+			l.Remove(e)
 			delete(c.domains, st.domain)
 		}
 		e = prev
@@ -430,7 +451,12 @@ func (c *Cache) evict() {
 // set replaces the entry of a state. c.mu is held.
 func (c *Cache) set(st *state, e Entry) {
 	c.text += textOf(e.Policy) - textOf(st.entry.Policy)
+	before := c.listOf(st)
 	st.entry = e
+	if now := c.listOf(st); now != before {
+		before.Remove(st.elem)
+		st.elem = now.PushFront(st)
+	}
 }
 
 // textOf is about what a policy takes in memory.

@@ -403,11 +403,11 @@ func TestCacheBounded(t *testing.T) {
 		if _, problem := c.Policy(t.Context(), d); problem != nil {
 			t.Error(problem)
 		}
-		if n := len(c.domains); n > 2 || n != c.lru.Len() {
-			t.Errorf("%d domains in memory, %d in the list", n, c.lru.Len())
+		if n := len(c.domains); n > 2 || n != c.lru.Len()+c.bare.Len() {
+			t.Errorf("%d domains in memory, %d in the lists", n, c.lru.Len()+c.bare.Len())
 		}
 	}
-	w.expect(t, c, "forgotten without a Store", "enforce", "1", "", 1)
+	w.expect(t, c, "not put out by domains without a policy", "enforce", "1", "", 0)
 	c = w.cache(new(Memory))
 	c.MaxDomains = 2
 	w.expect(t, c, "first", "enforce", "1", "", 1)
@@ -465,5 +465,42 @@ func TestCacheProblemUnwraps(t *testing.T) {
 	_, problem := w.cache(nil).Policy(t.Context(), "example.org")
 	if !errors.Is(problem, mailspine.ErrDNSTemporary) || !strings.HasPrefix(problem.Error(), "mtasts: example.org: dns: ") {
 		t.Error(problem)
+	}
+}
+
+// Whoever makes us send to many domains without a policy puts no policy out, and many policies put out those that were not asked for longest.
+func TestCacheFlood(t *testing.T) {
+	w := newWorld(t, status(404))
+	c := w.cache(nil)
+	c.MaxDomains = 16
+	add := func(name string, i int) {
+		st := c.pin(name + strings.Repeat("x", i) + ".example")
+		defer c.unpin(st)
+		if name == "has" {
+			c.take(st, Policy{ID: "1", Mode: ModeEnforce, MX: []string{"mx.example"}, MaxAge: time.Hour}, false)
+		}
+	}
+	for i := range 14 {
+		add("has", i)
+	}
+	for i := range 60 {
+		add("none", i)
+	}
+	if c.lru.Len() != 14 || c.bare.Len() != 2 || len(c.domains) != 16 {
+		t.Errorf("%d with a policy, %d without, %d in all", c.lru.Len(), c.bare.Len(), len(c.domains))
+	}
+	for i := range 60 {
+		add("has", i)
+	}
+	if c.lru.Len() != 15 || c.bare.Len() != 1 /* a newcomer has no policy yet */ || len(c.domains) != 16 {
+		t.Errorf("%d with a policy, %d without, %d in all", c.lru.Len(), c.bare.Len(), len(c.domains))
+	}
+	for i := 45; i < 60; i++ {
+		if _, ok := c.domains["has"+strings.Repeat("x", i)+".example"]; !ok {
+			t.Errorf("the policy that came as number %d is gone", i)
+		}
+	}
+	if sum := 15 * textOf(Policy{ID: "1", MX: []string{"mx.example"}}); c.text != sum {
+		t.Errorf("counted as %d octets, not %d", c.text, sum)
 	}
 }
