@@ -125,7 +125,7 @@ func (c *Cache) log() *slog.Logger {
 // it could not be had.
 //
 // problem says what is wrong, for reports and logs: as a rule an *[Error]. It comes with the zero Policy or with one that was kept. It
-// is never a reason to defer mail: without a policy mail is delivered as if the domain had none (RFC 8461
+// is never a reason to defer mail (but of a message with REQUIRETLS, which nothing else secures): without a policy mail is delivered as if the domain had none (RFC 8461
 // section 3.3). A caller whose context is at its end is told so too.
 //
 // Policy takes as long as a lookup and a fetch do (Fetcher.Timeout). Where nothing is kept and MaxFetches are under way it waits for its
@@ -149,7 +149,7 @@ func (c *Cache) policy(ctx context.Context, domain string, refresh bool) (Policy
 	}
 	st := c.pin(d)
 	defer c.unpin(st)
-	c.load(ctx, st)
+	unread := c.load(ctx, st)
 	if c.Fetcher == nil {
 		return c.kept(st, &Error{Kind: KindFetch, Domain: d, Err: errors.New("no Fetcher")})
 	}
@@ -163,6 +163,10 @@ func (c *Cache) policy(ctx context.Context, domain string, refresh bool) (Policy
 			}
 		} else if errors.Is(err, ErrNoRecord) {
 			err = nil // as most domains
+			if unread != nil {
+				// There may be a policy all the same.
+				err = &Error{Kind: KindFetch, Domain: d, Err: fmt.Errorf("what is kept cannot be read: %w", unread)}
+			}
 		}
 		if !refresh {
 			c.touch(ctx, st)
@@ -469,15 +473,15 @@ func textOf(p Policy) int {
 }
 
 // load takes what the Store has for a domain, once. A Store that fails is asked again the next time.
-func (c *Cache) load(ctx context.Context, st *state) {
+func (c *Cache) load(ctx context.Context, st *state) error {
 	if c.Store == nil {
-		return
+		return nil
 	}
 	c.mu.Lock()
 	loaded := st.loaded
 	c.mu.Unlock()
 	if loaded {
-		return
+		return nil
 	}
 	e, err := c.Store.Load(ctx, st.domain)
 	if err == nil {
@@ -487,7 +491,7 @@ func (c *Cache) load(ctx context.Context, st *state) {
 	}
 	if err != nil && !errors.Is(err, ErrNoEntry) {
 		c.log().Error("mtasts: load a policy", "domain", st.domain, "err", err)
-		return
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -497,6 +501,7 @@ func (c *Cache) load(ctx context.Context, st *state) {
 			c.set(st, e)
 		}
 	}
+	return nil
 }
 
 // save writes what is known of a domain to the Store. It does so although the caller may be leaving, since the policy

@@ -337,6 +337,9 @@ func TestCacheStoreFails(t *testing.T) {
 	c = w.cache(s)
 	w.record("example.org", dnstest.ServFail)
 	w.expect(t, c, "not to be read", "", "", KindDNS, 0)
+	w.record("example.org")
+	w.expect(t, c, "not to be read, and the record is gone", "", "", KindFetch, 0)
+	w.record("example.org", dnstest.ServFail)
 	s.load, s.loads = nil, 0
 	w.expect(t, c, "to be read", "testing", "1", KindDNS, 0)
 	w.expect(t, c, "and again", "testing", "1", KindDNS, 0)
@@ -348,7 +351,7 @@ func TestCacheStoreFails(t *testing.T) {
 	w.expect(t, w.cache(bad), "an entry that cannot be", "", "", KindDNS, 0)
 	bad.e.Policy.Mode, bad.e.Domain = ModeNone, "example.net"
 	w.expect(t, w.cache(bad), "another's entry", "", "", KindDNS, 0)
-	if log := w.logged(); strings.Count(log, "load a policy") != 3 {
+	if log := w.logged(); strings.Count(log, "load a policy") != 4 {
 		t.Errorf("%s", log)
 	}
 }
