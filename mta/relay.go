@@ -28,6 +28,8 @@ import (
 //     before the final dot, is left for the next. If no host is left, the result is
 //     temporary if any of them failed temporarily.
 //   - A refusal of MAIL for good, of RCPT, of DATA or of the message is a result.
+//     Where domains shared a transaction and the answer may have been meant for another of them, each is
+//     tried once more by itself.
 //   - What happens after the final dot is not tried again on another host, since
 //     the first may have taken the message: a lost connection is 451 4.4.2.
 //

@@ -109,12 +109,22 @@ func (t *transfer) whom() string {
 	return t.domain
 }
 
-// serve tries the hosts, from t.source. The number of connections is bounded by MaxConnections; the time
-// by the time-outs of each, and by ctx.
+// serve delivers from t.source. What may have been refused only because several domains shared a transaction is tried for each by
+// itself.
 func (t *transfer) serve(ctx context.Context, pending []int) {
+	t.along(ctx, pending)
+	if len(t.parts) > 1 {
+		t.apart(ctx)
+	}
+}
+
+// along tries the hosts, from t.source. The number of connections is bounded by MaxConnections; the time
+// by the time-outs of each, and by ctx.
+func (t *transfer) along(ctx context.Context, pending []int) {
 	w := walk{t: t, left: t.maxConnections(), pending: pending}
 	t.looping = false
-	var late []lateHost // at most maxHosts
+	t.visit.setRaced(nil) // of recipients before, which says nothing about now
+	var late []lateHost   // at most maxHosts
 	for _, h := range t.arrange(ctx, t.hosts) {
 		if !w.on(ctx, h) {
 			break

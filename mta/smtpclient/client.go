@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -25,9 +26,10 @@ import (
 type Client struct {
 	o     Options
 	times Timeouts
-	peer  string   // for texts
-	raw   net.Conn // as it was dialed; closing it ends whatever waits for it
-	conn  net.Conn // raw, or TLS over it
+	peer  string     // for texts
+	mu    sync.Mutex // guards conn where it is changed, and Close, which others may call
+	raw   net.Conn   // as it was dialed; closing it ends whatever waits for it
+	conn  net.Conn   // raw, or TLS over it
 	br    *bufio.Reader
 	out   []byte // commands that are queued; at most maxFlight, or one command
 	end   time.Time
@@ -141,7 +143,9 @@ func (c *Client) Renew() { c.end = time.Now().Add(c.times.Total) }
 func (c *Client) SetWire(wire func(sent bool, line string)) { c.o.Wire = wire }
 
 func (c *Client) setConn(conn net.Conn) {
+	c.mu.Lock()
 	c.conn = conn
+	c.mu.Unlock()
 	c.br = bufio.NewReaderSize(conn, maxReplyLine) // the limit on a reply line
 	if t, ok := conn.(*tls.Conn); ok && c.raw == conn {
 		c.raw = t.NetConn()
@@ -149,7 +153,12 @@ func (c *Client) setConn(conn net.Conn) {
 }
 
 // Close closes the connection without a word. It may be called by any goroutine, and more than once.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	return conn.Close()
+}
 
 // abort closes the connection from another goroutine, without the good manners of TLS.
 func (c *Client) abort() {

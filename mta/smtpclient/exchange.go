@@ -208,6 +208,7 @@ func (x *exchange) untell() {
 // settle gives a reply's result to some recipients.
 func (x *exchange) settle(at []int, command string, r Reply) {
 	var err error
+	r.Lines = r.brief() // a hostile server has a long reply for each recipient, and all are kept
 	state := Taken
 	if !r.OK() {
 		state, err = Refused, x.c.refusal(command, r)
@@ -337,7 +338,7 @@ func (x *exchange) fly(ctx context.Context, flight []step) (over bool, err error
 		case "MAIL":
 			x.res.Mail = r
 			switch {
-			case r.OK() && r.Code != 221: // which is good-bye
+			case r.OK() && r.Code != goodbye:
 			case r.Refusal():
 				x.untell()
 				var open []int
@@ -355,7 +356,7 @@ func (x *exchange) fly(ctx context.Context, flight []step) (over bool, err error
 			}
 		case "RCPT":
 			switch {
-			case r.OK():
+			case r.OK() && r.Code != goodbye:
 				x.accepted = append(x.accepted, st.at)
 			case r.Code == 452 && len(x.accepted) > 0 && (r.Enhanced.IsZero() || r.Enhanced == mailspine.EnhancedCode{4, 5, 3}):
 				// RFC 5321 section 4.5.3.1.10: too many recipients for one transaction. This
@@ -495,8 +496,11 @@ func (x *exchange) finish(ctx context.Context) error {
 			return x.lost(ctx, "message", false, err)
 		}
 		x.replied("message", -1, r)
-		if r.Code == 421 {
+		switch {
+		case r.Code == 421:
 			return c.refusal("message", r)
+		case !r.OK() && !r.Refusal():
+			return x.nonsense("message", r)
 		}
 		return nil
 	case r.Refusal():
@@ -541,10 +545,18 @@ func (x *exchange) message(ctx context.Context) error {
 	switch {
 	case errors.Is(err, errEarly):
 		// The server refused before it had the whole message: the answer is the same.
-		x.replied("message", -1, r)
+		about, at := -1, x.accepted
+		if c.o.LMTP { // RFC 2033 section 4.2: a reply is about one recipient, and the next one's does not follow from it
+			at = at[:1]
+			about = at[0]
+		}
+		x.replied("message", about, r)
 		if r.Code != 421 {
-			x.settle(x.accepted, "message", r)
+			x.settle(at, "message", r)
 			c.state = loaded
+		}
+		if len(at) < len(x.accepted) && r.Code/100 == 5 {
+			return c.broke("message", err)
 		}
 		return c.refusal("message", r) // who is left needs another connection
 	case errors.As(err, &local):
@@ -608,7 +620,7 @@ func (x *exchange) verdicts(r Reply) error {
 		if i > 0 {
 			r, err = x.reply("message")
 		}
-		if err == nil && !r.OK() && !r.Refusal() {
+		if err == nil && (r.Code == goodbye || !r.OK() && !r.Refusal()) {
 			err = protocolErrorf("message was answered with %d", r.Code)
 		}
 		if err != nil {

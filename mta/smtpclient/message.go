@@ -48,7 +48,8 @@ func (m *Message) Buffer() []byte {
 }
 
 // Prepare reads a message once. buf is what a small message is kept in if it has the room; nil: memory is allocated. The
-// Message is valid as long as msg is. An error is that of msg, or tells that its size is wrong.
+// Message is valid as long as msg is. An error is that of msg, or tells that the size of a
+// small one is wrong; that of a large one is found out by Send, before its end is sent.
 func Prepare(ctx context.Context, msg mailspine.Content, buf []byte) (*Message, error) {
 	m := &Message{content: msg, size: msg.Size()}
 	if m.size < 0 {

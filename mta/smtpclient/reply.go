@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -105,6 +106,27 @@ func (r *Reply) splitEnhanced() {
 		}
 	}
 }
+
+// goodbye is the code of the reply to QUIT (RFC 5321 section 4.2.3). As an answer to anything else it says that the
+// server goes, and never that it took something.
+const goodbye = 221
+
+// brief returns the lines that Message and String need, for a reply that is kept: at most maxReplyText octets and a line more.
+func (r Reply) brief() []string {
+	n := 0
+	for i, l := range r.Lines {
+		if n += len(l); n > maxReplyText {
+			return slices.Clone(r.Lines[:i+1])
+		}
+	}
+	if len(r.Lines) > maxBriefLines {
+		return slices.Clone(r.Lines[:maxBriefLines])
+	}
+	return r.Lines
+}
+
+// maxBriefLines bounds the lines that are kept; they may be empty.
+const maxBriefLines = 50
 
 // OK reports whether the reply says yes: its code is 2yz.
 func (r Reply) OK() bool { return r.Code/100 == 2 }

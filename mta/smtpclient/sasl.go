@@ -112,13 +112,19 @@ func newSCRAMConversation(c *Client, cred *Credentials, mech string, nonce func(
 			return nil, err
 		}
 		s.conv = client.NewConversationWithChannelBinding(cb)
-	case secure && (cred.Mechanisms == nil || slices.Contains(cred.Mechanisms, "SCRAM-SHA-256-PLUS")):
+	case secure && !c.offersPLUS() && (cred.Mechanisms == nil || slices.Contains(cred.Mechanisms, "SCRAM-SHA-256-PLUS")):
 		// RFC 5802 section 6: we could, and the server seems not to. If it could too, somebody took the offer away.
 		s.conv = client.NewConversationAdvertisingChannelBinding()
 	default:
 		s.conv = client.NewConversation()
 	}
 	return s, nil
+}
+
+// offersPLUS reports whether the server offers channel binding. A client that has none for this connection then says that it has
+// none: a server takes the contrary for the work of an attacker (RFC 5802 section 6).
+func (c *Client) offersPLUS() bool {
+	return slices.Contains(strings.Fields(strings.ToUpper(c.ext["AUTH"])), "SCRAM-SHA-256-PLUS")
 }
 
 func (s *scramClient) Start() (mech string, ir []byte, err error) {
