@@ -3,6 +3,7 @@ package tlsrpt
 import (
 	"cmp"
 	"context"
+	"hash/maphash"
 	"log/slog"
 	"slices"
 	"sync"
@@ -319,6 +320,17 @@ func (c *Collector) flush(ctx context.Context) error {
 	left := len(c.dirty)
 	forget := c.forget
 	c.mu.Unlock()
+	// Before the saving: a Store that is full has room again then.
+	if !forget.IsZero() {
+		if err := c.Store.Forget(ctx, forget); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		if c.forget.Equal(forget) {
+			c.forget = time.Time{}
+		}
+		c.mu.Unlock()
+	}
 	for left > 0 {
 		batch := make([]*tally, 0, min(left, flushBatch))
 		rows := make([]Row, 0, cap(batch))
@@ -346,16 +358,6 @@ func (c *Collector) flush(ctx context.Context) error {
 			return err
 		}
 		left -= len(rows)
-	}
-	if !forget.IsZero() {
-		if err := c.Store.Forget(ctx, forget); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		if c.forget.Equal(forget) {
-			c.forget = time.Time{}
-		}
-		c.mu.Unlock()
 	}
 	return nil
 }
@@ -414,9 +416,15 @@ func (c *Collector) jobs(ctx context.Context, now time.Time, want func(job) bool
 			}
 		}
 	}
-	// Earlier days first: their time runs out first.
+	// Earlier days first: their time runs out first. In a day what failed comes last, and the others in an order that nobody can choose by a
+	// name: domains of one owner whose targets are slow must not be before all others.
+	key := maphash.MakeSeed()
+	turns := make(map[string]uint64, len(list))
+	for _, j := range list {
+		turns[j.domain] = maphash.String(key, j.domain)
+	}
 	slices.SortFunc(list, func(a, b job) int {
-		return cmp.Or(a.day.Compare(b.day), cmp.Compare(a.domain, b.domain))
+		return cmp.Or(a.day.Compare(b.day), cmp.Compare(a.delivery.Attempts, b.delivery.Attempts), cmp.Compare(turns[a.domain], turns[b.domain]))
 	})
 	return list, nil
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// The defaults of a Handler.
+// The defaults of a Handler; the second one is an Intake's, too.
 const (
 	DefaultReadTimeout = time.Minute
 	DefaultConcurrent  = 4

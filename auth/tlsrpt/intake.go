@@ -1,12 +1,14 @@
 package tlsrpt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/mailspine/mailspine"
 )
@@ -35,7 +37,8 @@ type Sink func(ctx context.Context, r *Received) error
 // with a line in the log: a refusal would bounce to senders who may be forged. So Deliver fails only with temporary errors, when Handle or Review do or
 // the message cannot be read; and, for recipients that are not in Addresses, with 550 5.1.1.
 //
-// It is safe for concurrent use; its fields must not change once it is in use. It holds a whole report in memory: see ParseReport.
+// It is safe for concurrent use; its fields must not change once it is in use, and it must not be copied then. It holds a
+// whole report in memory: see ParseReport and Concurrent.
 type Intake struct {
 	// Addresses are those that take reports; none: every recipient does.
 	Addresses []mailspine.Address
@@ -45,7 +48,13 @@ type Intake struct {
 	Trust func(v *mailspine.Verdict, m *Message) (domain string, err error)
 	// Review takes what is not believed or understood, as it came. nil: it is dropped.
 	Review mailspine.Deliverer
-	Logger *slog.Logger // nil: slog.Default()
+	// Concurrent bounds the mails that are read and handled at a time: one of 20 KB can unpack to a report that takes over
+	// 100 MB. Others wait, as long as their context lets them. 0: DefaultConcurrent.
+	Concurrent int
+	Logger     *slog.Logger // nil: slog.Default()
+
+	once  sync.Once
+	slots chan struct{}
 }
 
 var (
@@ -118,11 +127,23 @@ func (in *Intake) Deliver(ctx context.Context, env *mailspine.Envelope, msg mail
 	if len(index) == 0 {
 		return errs.Err()
 	}
-	err := in.take(ctx, env, index, msg)
+	err := in.inTurn(ctx, env, index, msg)
 	for k, i := range index {
 		errs[i] = mailspine.ErrorAt(err, k)
 	}
 	return errs.Err()
+}
+
+// inTurn calls take when there is a slot.
+func (in *Intake) inTurn(ctx context.Context, env *mailspine.Envelope, index []int, msg mailspine.Content) error {
+	in.once.Do(func() { in.slots = make(chan struct{}, cmp.Or(max(in.Concurrent, 0), DefaultConcurrent)) })
+	select {
+	case in.slots <- struct{}{}:
+	case <-ctx.Done():
+		return retry("wait for others", ctx.Err())
+	}
+	defer func() { <-in.slots }()
+	return in.take(ctx, env, index, msg)
 }
 
 // take returns temporary errors only, of the recipients at index.

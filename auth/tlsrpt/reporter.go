@@ -22,7 +22,7 @@ const (
 	DefaultDelay       = 2 * time.Hour
 	DefaultSpread      = 4 * time.Hour
 	DefaultConcurrency = 8
-	DefaultTimeout     = time.Minute // of an exchange by HTTPS
+	DefaultTimeout     = time.Minute // of the exchanges by HTTPS of a report
 
 	// A report is tried again for a day, less and less often (RFC 8460 section 5.5).
 	retryFirst = 15 * time.Minute
@@ -69,7 +69,8 @@ type Reporter struct {
 	// Roots are the certificate authorities that are believed at https destinations; nil: the system's. What no
 	// certificate vouches for gets no report, although section 3 would allow it.
 	Roots *x509.CertPool
-	// Timeout bounds an exchange by HTTPS, from the lookup to the answer; 0: DefaultTimeout.
+	// Timeout bounds the exchanges by HTTPS of one report, which share it evenly, each from the lookup to the answer, so that
+	// targets that are slow on purpose do not hold up those of others; and the lookup of a record. 0: DefaultTimeout.
 	Timeout time.Duration
 
 	// Delay is how long after midnight UTC Run begins to send the reports of the day, and Spread over how long it spreads them, by a hash of
@@ -161,6 +162,8 @@ func (r *Reporter) logger() *slog.Logger {
 	}
 	return slog.Default()
 }
+
+func (r *Reporter) timeout() time.Duration { return cmp.Or(max(r.Timeout, 0), DefaultTimeout) }
 
 func (r *Reporter) trace() *Trace {
 	if r.Trace != nil {
@@ -369,7 +372,9 @@ func (r *Reporter) lookup(ctx context.Context, t *task) {
 		r.settle(ctx, t, false, "given up: it is too old")
 		return
 	}
-	rec, err := LookupRecord(ctx, r.Resolver, t.domain)
+	asking, cancel := context.WithTimeout(ctx, r.timeout())
+	defer cancel()
+	rec, err := LookupRecord(asking, r.Resolver, t.domain)
 	var syntax *SyntaxError
 	switch {
 	case errors.Is(err, ErrNoRecord):
@@ -400,6 +405,12 @@ func (r *Reporter) attempt(ctx context.Context, t *task) {
 	var taken []string
 	var errs []error
 	hopeless := true
+	var posts time.Duration
+	for _, d := range t.destinations {
+		if d.Address.IsZero() {
+			posts++
+		}
+	}
 	for _, d := range t.destinations {
 		if ctx.Err() != nil {
 			errs = append(errs, ctx.Err())
@@ -408,7 +419,7 @@ func (r *Reporter) attempt(ctx context.Context, t *task) {
 		}
 		var err error
 		if d.Address.IsZero() {
-			err = r.post(ctx, rep, d)
+			err = r.post(ctx, rep, d, r.timeout()/posts)
 		} else {
 			err = r.mail(ctx, rep, t.domain, d)
 		}

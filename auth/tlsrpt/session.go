@@ -86,7 +86,7 @@ type Session struct {
 
 	// The others are details of a failure. A session that succeeded is counted and nothing else kept of it.
 
-	SendingIP   netip.Addr // our address; zero: not known
+	SendingIP   netip.Addr // our address; zero: not known. One that is not public (RFC 1918 and such) is left out
 	ReceivingIP netip.Addr // the server's; zero: not known
 	ReceivingMX string     // the server's name in the MX record; "": not known
 	// ReceivingMXHelo is the name that the server gave itself in its greeting or its reply to EHLO; "": not known.
@@ -142,7 +142,10 @@ func (s Session) normal() (Session, bool, error) {
 	s.ReceivingMXHelo = printable(s.ReceivingMXHelo, maxReason)
 	s.Reason = printable(s.Reason, maxReason)
 	s.Info = printable(s.Info, maxString)
-	s.SendingIP = s.SendingIP.WithZone("").Unmap()
+	if s.SendingIP = s.SendingIP.WithZone("").Unmap(); s.SendingIP.IsPrivate() || s.SendingIP.IsLoopback() || s.SendingIP.IsLinkLocalUnicast() {
+		// Behind a translator or a proxy: it tells strangers about our network, and the server has seen another one.
+		s.SendingIP = netip.Addr{}
+	}
 	s.ReceivingIP = s.ReceivingIP.WithZone("").Unmap()
 	switch s.Result {
 	case Success, StartTLSNotSupported, CertificateHostMismatch, CertificateExpired, CertificateNotTrusted, ValidationFailure, TLSAInvalid,

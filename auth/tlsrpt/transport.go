@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/mailspine/mailspine"
 	"github.com/mailspine/mailspine/internal/dial"
@@ -55,19 +56,15 @@ func (r *Reporter) mail(ctx context.Context, rep *Report, domain string, d Desti
 	return err
 }
 
-// post sends a report to a https destination (RFC 8460 section 5.4).
-func (r *Reporter) post(ctx context.Context, rep *Report, d Destination) error {
+// post sends a report to a https destination (RFC 8460 section 5.4), within a time.
+func (r *Reporter) post(ctx context.Context, rep *Report, d Destination, within time.Duration) error {
 	b, err := rep.Gzip()
 	if err != nil {
 		return err
 	}
 	g := &dial.Guard{AllowPrivate: r.AllowPrivate, Resolver: r.Resolver}
-	timeout := r.Timeout
-	if timeout <= 0 {
-		timeout = DefaultTimeout
-	}
 	// A redirect is not followed: who moved says so in the record.
-	client := g.HTTPClient(&dial.HTTPOptions{Roots: r.Roots, Timeout: timeout, MaxResponse: maxAnswer})
+	client := g.HTTPClient(&dial.HTTPOptions{Roots: r.Roots, Timeout: within, MaxResponse: maxAnswer})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.URI, bytes.NewReader(b))
 	if err != nil {
 		return &hopelessError{err}

@@ -19,6 +19,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +117,9 @@ func TestReportByHTTPS(t *testing.T) {
 	if len(got) != 2 || len(out.mail) != 2 {
 		t.Fatalf("%d posted, %d mailed", len(got), len(out.mail))
 	}
+	slices.SortFunc(got, func(a, b *Received) int {
+		return strings.Compare(a.Report.Policies[0].Policy.Domain, b.Report.Policies[0].Policy.Domain) // they are sent in any order
+	})
 	want := &Report{
 		Organization: "example.com", Contact: "tls@example.com", ID: got[0].Report.ID, Start: day0, End: day0.Add(24*time.Hour - time.Second),
 		Policies: []PolicyResult{{Policy: Policy{Type: PolicyNone, Domain: "a.example"}, Failed: 1, Failures: []Failure{{Result: CertificateExpired, ReceivingIP: ip4, Sessions: 1}}}},
@@ -136,7 +140,7 @@ func TestReportByHTTPS(t *testing.T) {
 	}
 	// Loopback is a stranger's choice too, unless it is allowed.
 	r.AllowPrivate = nil
-	if err := r.post(context.Background(), sample(), Destination{URI: "https://reports.example:" + port + "/"}); !errors.Is(err, dial.ErrForbidden) || !permanent(err) {
+	if err := r.post(context.Background(), sample(), Destination{URI: "https://reports.example:" + port + "/"}, r.timeout()); !errors.Is(err, dial.ErrForbidden) || !permanent(err) {
 		t.Errorf("%v", err)
 	}
 }
@@ -187,7 +191,7 @@ func TestPostAnswers(t *testing.T) {
 	r, _, _ := newReporter(t, zone, nil)
 	r.AllowPrivate, r.Roots = loopback, ca.pool
 	post := func(path string) error {
-		return r.post(context.Background(), sample(), Destination{URI: "https://reports.example:" + port + path})
+		return r.post(context.Background(), sample(), Destination{URI: "https://reports.example:" + port + path}, r.timeout())
 	}
 	for code, want := range map[int]string{
 		200: "", 201: "", 202: "", 204: "", 299: "",
@@ -227,7 +231,7 @@ func TestPostAnswers(t *testing.T) {
 	}
 	r.Timeout = 0
 	for uri, want := range map[string]string{"https://reports.example:0/": "again", "https://reports.example:" + port + "/%zz": "never"} {
-		if err := r.post(context.Background(), sample(), Destination{URI: uri}); err == nil || permanent(err) != (want == "never") {
+		if err := r.post(context.Background(), sample(), Destination{URI: uri}, r.timeout()); err == nil || permanent(err) != (want == "never") {
 			t.Errorf("%s: %v", uri, err)
 		}
 	}
@@ -243,7 +247,7 @@ func TestPostCertificates(t *testing.T) {
 		port := serve(t, cert, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Errorf("%s: a report is sent", name) }))
 		r, _, _ := newReporter(t, dnstest.Zone{"reports.example": {dnstest.A("127.0.0.1")}}, nil)
 		r.AllowPrivate, r.Roots = loopback, ca.pool
-		if err := r.post(context.Background(), sample(), Destination{URI: "https://reports.example:" + port + "/"}); err == nil || permanent(err) {
+		if err := r.post(context.Background(), sample(), Destination{URI: "https://reports.example:" + port + "/"}, r.timeout()); err == nil || permanent(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
