@@ -75,11 +75,11 @@ func readyRule(r Rule) (rule, error) {
 		c.from, err = routeKey(r.From)
 	}
 	if err != nil {
-		return c, fmt.Errorf("From: %w", err)
+		return c, fmt.Errorf("field From: %w", err)
 	}
 	if r.Domain != "" {
 		if c.domain, err = routeKey(r.Domain); err != nil {
-			return c, fmt.Errorf("Domain: %w", err)
+			return c, fmt.Errorf("field Domain: %w", err)
 		}
 	}
 	return c, nil
@@ -194,7 +194,7 @@ func (t *ruleTable) ready(rules []Rule, intern func(mailspine.Deliverer) *target
 			continue
 		}
 		if at, twice := before[c.conditions()]; twice {
-			bad(fmt.Errorf("Rules[%d] has the same conditions", at))
+			bad(fmt.Errorf("the same conditions as Rules[%d]", at))
 			continue
 		}
 		before[c.conditions()] = i
@@ -207,7 +207,7 @@ func (t *ruleTable) ready(rules []Rule, intern func(mailspine.Deliverer) *target
 		} else if w := ways[r.Name]; w == nil {
 			ways[r.Name] = &c
 		} else if w.to != c.to && canCompare(w.to.to) && canCompare(r.To) { // of two functions nobody can say
-			bad(fmt.Errorf("Rules[%d] has the Name %q too, and another Deliverer", w.at, r.Name))
+			bad(fmt.Errorf("another Deliverer than Rules[%d], which has the Name %q too", w.at, r.Name))
 			continue
 		}
 		t.byTenant[c.tenant] = append(t.byTenant[c.tenant], &c)

@@ -151,18 +151,18 @@ func TestMuxRulesMisconfigured(t *testing.T) {
 	d := &note{log: new([]string)}
 	e := &note{log: new([]string)}
 	for want, rules := range map[string][]Rule{
-		`Mux.Rules[0]: the Deliverer is nil`:                           {{Tenant: "a"}},
-		`Mux.Rules[1]: there is no condition`:                          {{Tenant: "a", To: d}, {To: d}},
-		`Mux.Rules[0]: Domain: mailspine: address "x@a b"`:             {{Domain: "a b", To: d}},
-		`Mux.Rules[0]: From: mailspine: address "a@"`:                  {{From: "a@", To: d}},
-		`Mux.Rules[0]: From: mailspine: address "@sender.example"`:     {{From: "@sender.example", To: d}},
-		`Mux.Rules[0]: From: an address literal has no subdomains`:     {{From: ".[192.0.2.1]", To: d}},
-		`Mux.Rules[0]: From: mailspine: address "<a@sender.example>"`:  {{From: "<a@sender.example>", To: d}},
-		`Mux.Rules[1]: Rules[0] has the same conditions`:               {{From: "A@B.example", Tenant: "t", To: d}, {Tenant: "t", From: "A@b.EXAMPLE", To: e}},
-		`Mux.Rules[2]: Rules[0] has the Name "w" too, and another`:     {{Name: "w", Tenant: "a", To: d}, {Name: "w", Tenant: "b", To: d}, {Name: "w", Tenant: "c", To: e}},
-		`Mux.Rules[0]: the Name "1" is not 1 to 63 letters`:            {{Name: "1", Tenant: "a", To: d}},
-		`Mux.Rules[0]: the Name "a#b" is not 1 to 63 letters`:          {{Name: "a#b", Tenant: "a", To: d}},
-		`Mux.Rules[0]: the Name "` + strings.Repeat("x", 64) + `" is `: {{Name: strings.Repeat("x", 64), Tenant: "a", To: d}},
+		`Mux.Rules[0]: the Deliverer is nil`:                                        {{Tenant: "a"}},
+		`Mux.Rules[1]: there is no condition`:                                       {{Tenant: "a", To: d}, {To: d}},
+		`Mux.Rules[0]: field Domain: mailspine: address "x@a b"`:                    {{Domain: "a b", To: d}},
+		`Mux.Rules[0]: field From: mailspine: address "a@"`:                         {{From: "a@", To: d}},
+		`Mux.Rules[0]: field From: mailspine: address "@sender.example"`:            {{From: "@sender.example", To: d}},
+		`Mux.Rules[0]: field From: an address literal has no subdomains`:            {{From: ".[192.0.2.1]", To: d}},
+		`Mux.Rules[0]: field From: mailspine: address "<a@sender.example>"`:         {{From: "<a@sender.example>", To: d}},
+		`Mux.Rules[1]: the same conditions as Rules[0]`:                             {{From: "A@B.example", Tenant: "t", To: d}, {Tenant: "t", From: "A@b.EXAMPLE", To: e}},
+		`Mux.Rules[2]: another Deliverer than Rules[0], which has the Name "w" too`: {{Name: "w", Tenant: "a", To: d}, {Name: "w", Tenant: "b", To: d}, {Name: "w", Tenant: "c", To: e}},
+		`Mux.Rules[0]: the Name "1" is not 1 to 63 letters`:                         {{Name: "1", Tenant: "a", To: d}},
+		`Mux.Rules[0]: the Name "a#b" is not 1 to 63 letters`:                       {{Name: "a#b", Tenant: "a", To: d}},
+		`Mux.Rules[0]: the Name "` + strings.Repeat("x", 64) + `" is `:              {{Name: strings.Repeat("x", 64), Tenant: "a", To: d}},
 	} {
 		m := &Mux{Rules: rules, Default: d}
 		env := envelope(t, "s@s.example", "a@elsewhere.example")

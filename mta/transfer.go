@@ -43,7 +43,6 @@ type transfer struct {
 	tls     tlsDecision           // for the host that is being tried; see decide
 	known   map[string]addrsFound // by host
 	rest    []netip.Addr          // of the host that is being tried: those whose turn comes later
-	raced   *raced                // one of them that was tried already
 	probing func()                // ends the probe of a dead site that this is; nil: it is none
 	greeted bool                  // the connection under way had a 220
 	looping bool                  // the host that was tried last is this one; see looped
