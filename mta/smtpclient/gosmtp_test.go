@@ -1,10 +1,13 @@
 package smtpclient
 
 import (
+	"bufio"
+	"io"
 	"net"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	smtp "github.com/emersion/go-smtp"
 )
@@ -22,6 +25,36 @@ func TestWhatGoSMTPClientLacks(t *testing.T) {
 		if _, err := smtp.NewClientStartTLS(server, nil); err == nil {
 			t.Error("TLS out of nothing")
 		}
+	})
+	t.Run("one command at a time", func(t *testing.T) {
+		// It has no way to send RCPT before the reply to MAIL has come, where PIPELINING is offered: a message
+		// takes four round trips.
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			defer server.Close()
+			go func() {
+				br := bufio.NewReader(server)
+				io.WriteString(server, "220 hi\r\n")
+				br.ReadString('\n')
+				io.WriteString(server, "250-hi\r\n250 PIPELINING\r\n")
+				br.ReadString('\n') // MAIL, which gets no reply
+				io.Copy(io.Discard, br)
+			}()
+			c := smtp.NewClient(client)
+			if err := c.Hello("x.example"); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- c.Mail("a@b.example", nil) }()
+			synctest.Wait()
+			select {
+			case err := <-done:
+				t.Errorf("Mail returned %v before the reply", err)
+			default:
+			}
+			client.Close()
+			<-done
+		})
 	})
 	t.Run("keywords in lower case", func(t *testing.T) {
 		// RFC 5321 section 4.1.1.1: not case sensitive. Mail would go in clear.
