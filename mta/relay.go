@@ -213,23 +213,14 @@ type RelayTimeouts struct {
 	Total time.Duration
 }
 
+// withDefaults sets those that smtpclient has no default for, or that are needed without a client.
 func (t RelayTimeouts) withDefaults() RelayTimeouts {
-	set := func(d *time.Duration, def time.Duration) {
-		if *d <= 0 {
-			*d = def
-		}
+	if t.Connect <= 0 {
+		t.Connect = 30 * time.Second
 	}
-	set(&t.Connect, 30*time.Second)
-	set(&t.Greeting, 5*time.Minute)
-	set(&t.Hello, 5*time.Minute)
-	set(&t.TLS, time.Minute)
-	set(&t.Mail, 5*time.Minute)
-	set(&t.Rcpt, 5*time.Minute)
-	set(&t.Data, 2*time.Minute)
-	set(&t.DataBlock, 3*time.Minute)
-	set(&t.DataDone, 10*time.Minute)
-	set(&t.Quit, 2*time.Second)
-	set(&t.Total, time.Hour)
+	if t.Quit <= 0 {
+		t.Quit = 2 * time.Second
+	}
 	return t
 }
 
