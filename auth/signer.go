@@ -13,52 +13,13 @@ import (
 	"github.com/mailspine/mailspine/auth/dmarc"
 )
 
-// Keys finds the keys that sign a message. It is safe for concurrent use.
-//
-// SigningKeys gets the envelope, which has the tenant, and the author domain
-// in lower case with A-labels. It returns as many keys as there shall be signatures, at most MaxKeys; none, with a nil
-// error, means that there is no key for the domain. An error means that it
-// could not be found out: the message is not sent, and stays with the caller.
-// The slice is not modified.
-type Keys interface {
-	SigningKeys(ctx context.Context, env *mailspine.Envelope, domain string) ([]dkim.SigningKey, error)
-}
-
-// The KeysFunc type makes Keys of a function.
-type KeysFunc func(ctx context.Context, env *mailspine.Envelope, domain string) ([]dkim.SigningKey, error)
-
-// SigningKeys calls f.
-func (f KeysFunc) SigningKeys(ctx context.Context, env *mailspine.Envelope, domain string) ([]dkim.SigningKey, error) {
-	return f(ctx, env, domain)
-}
-
-// MaxKeys bounds the signatures of a message; it is what a dkim.Verifier looks
-// at by default.
-const MaxKeys = dkim.DefaultMaxSignatures
-
-// A KeyMap has the keys by author domain, in lower case with A-labels, for all
-// tenants. The keys of a domain also sign for its subdomains that have none of their own, which
-// DMARC's relaxed alignment accepts. It must not change while it is in use.
-type KeyMap map[string][]dkim.SigningKey
-
-// SigningKeys looks for the domain and then for the domains above it.
-func (m KeyMap) SigningKeys(_ context.Context, _ *mailspine.Envelope, domain string) ([]dkim.SigningKey, error) {
-	for {
-		if k := m[domain]; len(k) > 0 {
-			return k, nil
-		}
-		_, up, ok := strings.Cut(domain, ".")
-		if !ok {
-			return nil, nil
-		}
-		domain = up
-	}
-}
-
 // A Signer is a Deliverer that adds DKIM signatures to a message and hands it
 // to Next. It reads the message once, as a stream, and keeps only its header
 // block in memory. It belongs after everything that changes the message, and before the queue, so
 // that a retry does not sign again.
+//
+// A key that is not published yet, one of another domain, a message that breaks its own signature: with SelfCheck such mail
+// does not leave the house, where every receiver would hold it against the domain.
 //
 // Next and Keys are required. It is safe for concurrent use as long as its fields
 // do not change.
@@ -73,6 +34,13 @@ type Signer struct {
 	// MaxHeader bounds the header block, in octets; 0: mailspine.MaxHeader. A larger one is
 	// refused (552 5.3.4).
 	MaxHeader int
+
+	// SelfCheck judges each signed message as receivers will, before it goes on. nil: it goes on as it is.
+	SelfCheck *SelfCheck
+	// Comply has the last word about a message, after SelfCheck: for the rules of mailbox providers, of a service, of a law. Its error is what
+	// Deliver returns, with the meaning that mailspine.Status gives it; nil: the message goes on. It is called by many
+	// goroutines at a time. A nil Comply takes everything.
+	Comply func(ctx context.Context, env *mailspine.Envelope, m *Outgoing) error
 
 	Logger *slog.Logger     // nil: slog.Default()
 	Now    func() time.Time // the clock of t= and x=; nil: time.Now
@@ -95,7 +63,7 @@ func (s *Signer) Deliver(ctx context.Context, env *mailspine.Envelope, msg mails
 	}
 	domain, err := dmarc.Author(h)
 	if err != nil {
-		return s.unsigned(ctx, env, msg, "Message has not exactly one author domain in From", err)
+		return s.unsigned(ctx, env, &Outgoing{Header: h, Content: msg}, "Message has not exactly one author domain in From", err)
 	}
 	keys, err := s.Keys.SigningKeys(ctx, env, domain)
 	if err != nil {
@@ -105,7 +73,7 @@ func (s *Signer) Deliver(ctx context.Context, env *mailspine.Envelope, msg mails
 		return fmt.Errorf("auth: %d signing keys for %s, more than %d", len(keys), domain, MaxKeys)
 	}
 	if len(keys) == 0 {
-		return s.unsigned(ctx, env, msg, "Not authorised to send for "+domain, errors.New("no signing key"))
+		return s.unsigned(ctx, env, &Outgoing{Author: domain, Header: h, Content: msg}, "Not authorised to send for "+domain, errors.New("no signing key"))
 	}
 	if s.Required && !related(keys, domain) {
 		return mailspine.Errorf(550, "5.7.1", "Not authorised to send for %s", domain).
@@ -114,12 +82,27 @@ func (s *Signer) Deliver(ctx context.Context, env *mailspine.Envelope, msg mails
 	sigs, err := dkim.Sign(ctx, msg, &dkim.SignOptions{Now: s.Now, MaxHeader: s.MaxHeader}, keys...)
 	if errors.Is(err, dkim.ErrNoAuthor) {
 		// A line that is no field ended the header for dmarc.Author, and a From is below it.
-		return s.unsigned(ctx, env, msg, "Message has not exactly one author domain in From", err)
+		return s.unsigned(ctx, env, &Outgoing{Header: h, Content: msg}, "Message has not exactly one author domain in From", err)
 	}
 	if err != nil {
 		return s.failed("sign for "+domain, err)
 	}
-	return s.Next.Deliver(ctx, env, mailspine.Prepend(msg, sigs))
+	return s.next(ctx, env, &Outgoing{Author: domain, Header: h, Content: mailspine.Prepend(msg, sigs), keys: keys})
+}
+
+// next sends a message on if it passes the checks.
+func (s *Signer) next(ctx context.Context, env *mailspine.Envelope, m *Outgoing) error {
+	if s.SelfCheck != nil && len(m.keys) > 0 {
+		if err := s.SelfCheck.check(ctx, m); err != nil {
+			return err
+		}
+	}
+	if s.Comply != nil {
+		if err := s.Comply(ctx, env, m); err != nil {
+			return err
+		}
+	}
+	return s.Next.Deliver(ctx, env, m.Content)
 }
 
 func (s *Signer) failed(what string, err error) error {
@@ -129,7 +112,7 @@ func (s *Signer) failed(what string, err error) error {
 	return fmt.Errorf("auth: %s: %w", what, err)
 }
 
-func (s *Signer) unsigned(ctx context.Context, env *mailspine.Envelope, msg mailspine.Content, text string, why error) error {
+func (s *Signer) unsigned(ctx context.Context, env *mailspine.Envelope, m *Outgoing, text string, why error) error {
 	if s.Required {
 		return mailspine.Errorf(550, "5.7.1", "%s", text).WithCause(why)
 	}
@@ -138,7 +121,7 @@ func (s *Signer) unsigned(ctx context.Context, env *mailspine.Envelope, msg mail
 		l = slog.Default()
 	}
 	l.LogAttrs(ctx, slog.LevelWarn, "message is sent unsigned", slog.String("id", string(env.ID)), slog.Any("reason", why))
-	return s.Next.Deliver(ctx, env, msg)
+	return s.next(ctx, env, m)
 }
 
 // related reports whether a key's domain is the author domain, or above or
